@@ -1,0 +1,117 @@
+"""The published variants, and the checks of a custom one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Widths and depths of the stages.
+
+    Args:
+        channels: Channels of each stage.
+        depths: Blocks of each stage.
+    """
+
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]
+
+
+# 'small' is what the released weights hold; the paper's Table 1 prints the
+# widths of 'base' for it. 'atto' is a test size, nothing was published for it.
+ARCHS = {
+    'atto': Arch((16, 32, 64, 128), (2, 1, 2, 1)),
+    'tiny': Arch((48, 96, 192, 384), (2, 2, 4, 2)),
+    'small': Arch((64, 128, 256, 512), (2, 2, 4, 2)),
+    'base': Arch((96, 192, 384, 768), (2, 2, 9, 2)),
+}
+
+
+def _positive_integers(name: str, values: object) -> tuple[int, ...]:
+    legal = (
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and len(values) > 0
+        and all(isinstance(v, int) and v > 0 for v in values)
+    )
+    if not legal:
+        raise ValueError(
+            f'arch[{name!r}] must be a list of positive integers, one a '
+            f'stage, got {values!r}'
+        )
+    return tuple(values)
+
+
+def resolve_arch(arch: str | Mapping) -> Arch:
+    """Widths and depths of a named or a custom variant.
+
+    Args:
+        arch: A name in :data:`ARCHS` or a mapping with the keys ``channels``
+            and ``depths``, lists of one length.
+
+    Raises:
+        ValueError: If the name is unknown or the mapping malformed.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(
+                f'arch must be one of {", ".join(ARCHS)} or a dict with '
+                f'channels and depths, got {arch!r}'
+            )
+        return ARCHS[arch]
+    if not isinstance(arch, Mapping) or set(arch) != {'channels', 'depths'}:
+        raise ValueError(
+            'a custom arch must be a dict with exactly the keys channels and '
+            f'depths, got {arch!r}'
+        )
+    channels = _positive_integers('channels', arch['channels'])
+    depths = _positive_integers('depths', arch['depths'])
+    if len(channels) != len(depths):
+        raise ValueError(
+            'arch must have as many channels as depths, got '
+            f'{list(channels)} and {list(depths)}'
+        )
+    return Arch(channels, depths)
+
+
+def resolve_out_indices(
+    out_indices: int | Sequence[int], stages: int
+) -> tuple[int, ...]:
+    """Output stages as increasing indices from 0.
+
+    Args:
+        out_indices: One stage or several; negative ones count from the end.
+        stages: Number of stages.
+
+    Raises:
+        ValueError: If an index is out of range, twice there, or out of order.
+    """
+    given = (
+        (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    )
+    legal = all(isinstance(i, int) and -stages <= i < stages for i in given)
+    indices = tuple(i % stages for i in given) if legal else ()
+    if not indices or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f'out_indices must be increasing stages from 0 to {stages - 1} '
+            f'(or -{stages} to -1), got {out_indices!r}'
+        )
+    return indices
+
+
+def resolve_block_types(
+    block_types: Sequence[str], legal: Sequence[str], stages: int
+) -> tuple[str, ...]:
+    """Block type of each stage.
+
+    Raises:
+        ValueError: If a type is unknown or the count is not the stages'.
+    """
+    types = tuple(block_types)
+    fits = not isinstance(block_types, str) and len(types) == stages
+    if not fits or any(t not in legal for t in types):
+        raise ValueError(
+            f'block_types must name {stages} stages, each one of '
+            f'{", ".join(legal)}, got {block_types!r}'
+        )
+    return types

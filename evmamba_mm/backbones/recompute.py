@@ -1,0 +1,43 @@
+"""Activation checkpointing that leaves BatchNorm's statistics alone."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def _scratch_statistics(block: nn.Module) -> Iterator[None]:
+    """Let BatchNorm count the batch into copies that are thrown away."""
+    norms = [
+        m for m in block.modules() if isinstance(m, _BatchNorm) and m.training
+    ]
+    originals = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, originals, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, originals, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
+
+
+def checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:
+    """Run a block and forget its activations until the backward.
+
+    The second forward would update running statistics again, so that training
+    with and without recomputation would differ; here it does not.
+
+    Args:
+        block: Module of one tensor to one tensor.
+        x: Its input.
+    """
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _scratch_statistics(block)
+
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)

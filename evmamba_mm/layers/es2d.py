@@ -1,0 +1,57 @@
+"""Efficient 2-D scan, the mixer of EfficientVMamba."""
+
+from torch import Tensor
+
+from ..ops import atrous_parameter_sets, es2d_scan
+from .scan_mixer import ScanMixer
+
+
+class ES2D(ScanMixer):
+    """Gated mixer that scans every ``step_size``-th cell as a group.
+
+    Args:
+        channels: Channels of the channels-last map.
+        step_size: Distance between two cells of a group.
+        d_state: States of the scan.
+        expand_ratio: Inner channels over channels.
+        dt_rank: Rank of the step-size projection; a sixteenth of the
+            channels, rounded up, when None.
+        backend: See :func:`evmamba_mm.ops.selective_scan`.
+
+    Raises:
+        ValueError: If a size or the step is not positive.
+
+    Source: EfficientVMamba (arXiv:2403.09977), section 4.1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        step_size: int = 2,
+        d_state: int = 16,
+        expand_ratio: int = 2,
+        dt_rank: int | None = None,
+        backend: str = 'auto',
+    ) -> None:
+        super().__init__(
+            channels,
+            parameter_sets=len(set(atrous_parameter_sets(step_size))),
+            d_state=d_state,
+            expand_ratio=expand_ratio,
+            dt_rank=dt_rank,
+            backend=backend,
+        )
+        self.step_size = step_size
+
+    def scan(self, u: Tensor) -> Tensor:
+        """Scan a map (B, H, W, D) group by group."""
+        return es2d_scan(
+            u,
+            self.x_proj_weight,
+            self.dt_projs_weight,
+            self.dt_projs_bias,
+            self.A_logs,
+            self.Ds,
+            step_size=self.step_size,
+            backend=self.backend,
+        )

@@ -1,0 +1,55 @@
+"""MobileNetV2's block with channel attention.
+
+Shape letters: B batch, H W map, C channels.
+"""
+
+from torch import Tensor, nn
+
+from .drop_path import DropPath
+from .squeeze_excite import ConvSqueezeExcite
+
+
+class InvertedResidual(nn.Module):
+    """Inverted residual block on a channels-last map (B, H, W, C).
+
+    Args:
+        channels: C, in and out.
+        expand_ratio: Inner width over C.
+        squeeze_ratio: Hidden width of the channel attention over the inner
+            width.
+        drop_path_rate: Share of samples that skip the block while training.
+
+    Source: MobileNetV2 (arXiv:1801.04381) and EfficientVMamba's section 4.3.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        expand_ratio: int = 4,
+        squeeze_ratio: float = 0.125,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inner = channels * expand_ratio
+        self.conv_pw = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(inplace=True),
+        )
+        self.conv_dw = nn.Sequential(
+            nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(inplace=True),
+        )
+        self.se = ConvSqueezeExcite(inner, max(1, int(inner * squeeze_ratio)))
+        self.conv_pw2 = nn.Sequential(
+            nn.Conv2d(inner, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        y = x.permute(0, 3, 1, 2)
+        y = self.conv_pw2(self.se(self.conv_dw(self.conv_pw(y))))
+        return x + self.drop_path(y.permute(0, 2, 3, 1))

@@ -1,0 +1,54 @@
+"""The stem: patches to tokens.
+
+Shape letters: B batch, H W image, C channels, P patch size.
+"""
+
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping convolution and LayerNorm, from NCHW to NHWC.
+
+    Args:
+        in_channels: Channels of the image.
+        channels: C.
+        patch_size: P, the kernel and the stride.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, patch_size: int = 4
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.patch_size = patch_size
+        self.conv = nn.Conv2d(in_channels, channels, patch_size, patch_size)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Turn (B, in_channels, H, W) into (B, H // P, W // P, C).
+
+        Raises:
+            ValueError: If the image has other channels, is smaller than one
+                patch, or is not of a floating dtype.
+        """
+        if image.dim() != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f'the image must have shape (B, {self.in_channels}, H, W), '
+                f'got {tuple(image.shape)}'
+            )
+        if min(image.shape[2:]) < self.patch_size:
+            raise ValueError(
+                f'the image must be at least {self.patch_size} pixels high '
+                f'and wide, got {image.shape[2]}x{image.shape[3]}'
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                'the image must have a floating dtype, got '
+                f'{image.dtype}; normalise it first'
+            )
+        if image.device != self.conv.weight.device:
+            raise ValueError(
+                f'the image is on {image.device}, the backbone on '
+                f'{self.conv.weight.device}; move one of them'
+            )
+        return self.norm(self.conv(image).permute(0, 2, 3, 1))

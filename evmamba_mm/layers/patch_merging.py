@@ -1,0 +1,37 @@
+"""Downsampling between stages.
+
+Shape letters: B batch, H W map, C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .linear import init_linear
+
+
+class PatchMerging(nn.Module):
+    """Concatenate 2x2 neighbours and reduce them, (B, H, W, C) channels last.
+
+    Odd sizes are padded with zeros on the right and at the bottom. The
+    neighbours stand in the order (0, 0), (1, 0), (0, 1), (1, 1) as (row,
+    column).
+
+    Args:
+        in_channels: C.
+        out_channels: Channels of the result.
+
+    Source: Swin Transformer (arXiv:2103.14030).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_channels)
+        self.reduction = init_linear(4 * in_channels, out_channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), out)."""
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        neighbours = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))

@@ -1,0 +1,160 @@
+"""Selective scans of a channels-last map: ES2D's and SS2D's.
+
+Here a fused backend would enter: it takes the same arguments as
+:func:`es2d_scan` and :func:`ss2d_scan` and never builds the sequences.
+
+Shape letters: B batch, H W map, D inner channels, G sequences, K parameter
+sets, N states, R dt rank, L length.
+"""
+
+import torch
+from torch import Tensor
+
+from .atrous import atrous_merge, atrous_parameter_sets, atrous_scan
+from .cross import cross_merge, cross_scan
+from .selective_scan import selective_scan
+
+
+def _check_parameters(
+    x: Tensor,
+    sets: int,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+) -> None:
+    if x.dim() != 4:
+        raise ValueError(
+            f'x must have shape (B, H, W, D), got {tuple(x.shape)}'
+        )
+    channels, states = x.shape[3], A_logs.shape[-1]
+    rank = dt_projs_weight.shape[-1]
+    shapes = {
+        'x_proj_weight': (x_proj_weight, (sets, rank + 2 * states, channels)),
+        'dt_projs_weight': (dt_projs_weight, (sets, channels, rank)),
+        'dt_projs_bias': (dt_projs_bias, (sets, channels)),
+        'A_logs': (A_logs, (sets * channels, states)),
+        'Ds': (Ds, (sets * channels,)),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f'{name} must have shape {shape} for x of shape '
+                f'{tuple(x.shape)}, got {tuple(tensor.shape)}'
+            )
+
+
+def _project_and_scan(
+    xs: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    backend: str,
+) -> Tensor:
+    """Scan sequences (B, G, D, L), one parameter set a sequence."""
+    rank, states = dt_projs_weight.shape[-1], A_logs.shape[-1]
+    projected = torch.einsum('bgdl,gcd->bgcl', xs, x_proj_weight)
+    dt, B, C = projected.split([rank, states, states], dim=2)
+    delta = torch.einsum('bgrl,gdr->bgdl', dt, dt_projs_weight)
+    # Half precision would round A's large decay rates, also under autocast.
+    A = -torch.exp(A_logs if A_logs.dtype == torch.float64 else A_logs.float())
+    y = selective_scan(
+        xs.flatten(1, 2),
+        delta.flatten(1, 2),
+        A,
+        B,
+        C,
+        Ds,
+        dt_projs_bias.flatten(),
+        delta_softplus=True,
+        backend=backend,
+    )
+    return y.view_as(xs)
+
+
+def es2d_scan(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    step_size: int = 2,
+    backend: str = 'auto',
+) -> Tensor:
+    """Atrous selective scan of a map: every group once, forwards.
+
+    There are ``K = min(4, step_size**2)`` parameter sets; which group uses
+    which is told by :func:`atrous_parameter_sets`.
+
+    Args:
+        x: Map of shape (B, H, W, D).
+        x_proj_weight: Gives dt, B and C, in this order, (K, R + 2N, D).
+        dt_projs_weight: From dt to step sizes, (K, D, R).
+        dt_projs_bias: Bias of the step sizes, (K, D).
+        A_logs: Logarithm of the negated decay rates, (K*D, N).
+        Ds: Weight of the input in the output, (K*D,).
+        step_size: Distance between two cells of a group.
+        backend: See :func:`selective_scan`.
+
+    Returns:
+        Map of shape (B, H, W, D).
+
+    Raises:
+        ValueError: If a shape does not fit, or as :func:`selective_scan`.
+
+    Source: EfficientVMamba (arXiv:2403.09977), section 4.1, with the groups
+    of the released weights.
+    """
+    sets = atrous_parameter_sets(step_size)
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    _check_parameters(x, min(4, step_size**2), *parameters)
+    xs = atrous_scan(x, step_size)
+    if step_size > 2:
+        index = torch.tensor(sets, device=x.device)
+        parameters = (
+            x_proj_weight[index],
+            dt_projs_weight[index],
+            dt_projs_bias[index],
+            A_logs.unflatten(0, (4, -1))[index].flatten(0, 1),
+            Ds.unflatten(0, (4, -1))[index].flatten(),
+        )
+    y = _project_and_scan(xs, *parameters, backend)
+    return atrous_merge(y, x.shape[1], x.shape[2], step_size)
+
+
+def ss2d_scan(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    backend: str = 'auto',
+) -> Tensor:
+    """Selective scan of a whole map in VMamba's four directions, summed.
+
+    Args:
+        x: Map of shape (B, H, W, D).
+        x_proj_weight: Gives dt, B and C, in this order, (4, R + 2N, D).
+        dt_projs_weight: From dt to step sizes, (4, D, R).
+        dt_projs_bias: Bias of the step sizes, (4, D).
+        A_logs: Logarithm of the negated decay rates, (4*D, N).
+        Ds: Weight of the input in the output, (4*D,).
+        backend: See :func:`selective_scan`.
+
+    Returns:
+        Map of shape (B, H, W, D).
+
+    Raises:
+        ValueError: If a shape does not fit, or as :func:`selective_scan`.
+
+    Source: VMamba (arXiv:2401.10166).
+    """
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    _check_parameters(x, 4, *parameters)
+    y = _project_and_scan(cross_scan(x), *parameters, backend)
+    return cross_merge(y, x.shape[1], x.shape[2])

@@ -1,0 +1,87 @@
+"""Arguments and references for tests of the scan."""
+
+import torch
+from torch import Tensor
+
+NAMES = ('u', 'delta', 'A', 'B', 'C', 'D', 'delta_bias')
+
+
+def devices() -> list[str]:
+    return ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
+
+
+def scan_arguments(
+    batch: int = 2,
+    groups: int = 3,
+    channels: int = 5,
+    states: int = 4,
+    length: int = 37,
+    dtype: torch.dtype = torch.float64,
+    device: str = 'cpu',
+    scale: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Random arguments: fp64 numbers that ``dtype`` represents exactly."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return (x * scale).to(dtype).to(device)
+
+    wide = groups * channels
+    return dict(
+        u=normal(batch, wide, length),
+        delta=normal(batch, wide, length),
+        A=-normal(wide, states).abs() * 3,
+        B=normal(batch, groups, states, length),
+        C=normal(batch, groups, states, length),
+        D=normal(wide),
+        delta_bias=normal(wide),
+    )
+
+
+def loop_reference(
+    u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=True
+) -> Tensor:
+    """One channel and one step at a time, in fp64, by the equations."""
+    u, delta, A, B, C = (x.double() for x in (u, delta, A, B, C))
+    y = torch.zeros_like(u)
+    per_group = u.shape[1] // B.shape[1]
+    for b in range(u.shape[0]):
+        for d in range(u.shape[1]):
+            h = torch.zeros(A.shape[1], dtype=torch.float64)
+            for t in range(u.shape[2]):
+                step = delta[b, d, t]
+                if delta_bias is not None:
+                    step = step + delta_bias[d].double()
+                if delta_softplus:
+                    step = torch.logaddexp(step, torch.zeros_like(step))
+                k = d // per_group
+                h = torch.exp(step * A[d]) * h
+                h = h + step * B[b, k, :, t] * u[b, d, t]
+                y[b, d, t] = (h * C[b, k, :, t]).sum()
+                if D is not None:
+                    y[b, d, t] += D[d].double() * u[b, d, t]
+    return y
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of the expected, in fp64."""
+    assert actual.shape == expected.shape
+    actual, expected = actual.double().cpu(), expected.double().cpu()
+    assert actual.isfinite().all()
+    scale = expected.norm().clamp(min=1e-300)
+    return ((actual - expected).norm() / scale).item()
+
+
+def value_and_gradients(function, arguments: dict[str, Tensor], seed: int = 1):
+    """Output of ``function`` and the gradient of each argument by name."""
+    leaves = {
+        k: v.detach().clone().requires_grad_() for k, v in arguments.items()
+    }
+    y = function(**leaves)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    loss = (y * weight.to(y)).sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    return y.detach(), dict(zip(leaves, gradients, strict=True))

@@ -1,0 +1,101 @@
+import logging
+
+import pytest
+import torch
+
+from evmamba_mm.ops import backend as backend_module
+from evmamba_mm.ops import scan_mamba, selective_scan
+from evmamba_mm.ops.backend import ENVIRONMENT_VARIABLE, choose_backend
+
+from .scan_cases import scan_arguments
+
+CPU, CUDA = torch.device('cpu'), torch.device('cuda', 1)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.setattr(backend_module, '_said', set())
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    logger = logging.getLogger('evmamba_mm')
+    monkeypatch.setattr(logger, 'propagate', True)
+
+
+@pytest.mark.parametrize(
+    ('device', 'dtype', 'installed', 'expected'),
+    [
+        (CPU, torch.float32, True, 'torch'),
+        (CUDA, torch.float32, True, 'mamba_ssm'),
+        (CUDA, torch.float64, True, 'torch'),
+        (CUDA, torch.float32, False, 'torch'),
+    ],
+)
+def test_auto_asks_device_and_dtype(
+    device, dtype, installed, expected, monkeypatch
+):
+    monkeypatch.setattr(
+        backend_module, 'mamba_kernel_installed', lambda: installed
+    )
+    assert choose_backend('auto', device, dtype) == expected
+
+
+def test_environment_variable_forces_and_argument_wins(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, 'naive')
+    assert choose_backend('auto', CPU, torch.float32) == 'naive'
+    assert choose_backend('torch', CPU, torch.float32) == 'torch'
+
+
+def test_choice_is_logged_once(caplog):
+    caplog.set_level(logging.INFO)
+    for _ in range(3):
+        choose_backend('auto', CPU, torch.float32)
+    assert [r.message for r in caplog.records] == [
+        "selective scan on cpu runs by backend 'torch'"
+    ]
+
+
+def test_slow_path_on_a_gpu_is_a_warning_with_the_install_line(
+    caplog, monkeypatch
+):
+    monkeypatch.setattr(
+        backend_module, 'mamba_kernel_installed', lambda: False
+    )
+    choose_backend('auto', CUDA, torch.float32)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert scan_mamba.INSTALL_LINE in record.message
+
+
+@pytest.mark.parametrize('name', ['cuda', 'Torch', ''])
+def test_unknown_name_lists_the_legal_ones(name):
+    with pytest.raises(ValueError, match='auto, naive, torch, mamba_ssm'):
+        choose_backend(name, CPU, torch.float32)
+
+
+def test_unknown_name_in_the_environment_is_told_so(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, 'fast')
+    with pytest.raises(ValueError, match=f"{ENVIRONMENT_VARIABLE}.*'fast'"):
+        choose_backend('auto', CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ('device', 'dtype'), [(CPU, torch.float32), (CUDA, torch.float64)]
+)
+def test_forced_kernel_where_it_cannot_run(device, dtype):
+    with pytest.raises(ValueError, match='needs CUDA tensors'):
+        choose_backend('mamba_ssm', device, dtype)
+
+
+def test_missing_kernel_raises_with_the_install_line(monkeypatch):
+    monkeypatch.setattr(scan_mamba, '_EXTENSION', 'no_such_extension')
+    arguments = scan_arguments(dtype=torch.float32)
+    with pytest.raises(ImportError, match='pip install mamba-ssm'):
+        scan_mamba.scan_mamba(**arguments, delta_softplus=True)
+
+
+def test_environment_variable_reaches_the_scan(monkeypatch):
+    arguments = scan_arguments()
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, 'naive')
+    naive = selective_scan(**arguments)
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, 'torch')
+    torch.testing.assert_close(selective_scan(**arguments), naive)
+    assert {name for name, _ in backend_module._said} == {'naive', 'torch'}

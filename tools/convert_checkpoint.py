@@ -1,0 +1,175 @@
+"""Turn a released EfficientVMamba checkpoint into one for the hosts."""
+
+import argparse
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evmamba_mm import ARCHS, EfficientVMamba
+from evmamba_mm.checkpoint import ConvertedCheckpoint, convert_released
+
+# Where released files and their relatives keep the weights.
+PLAIN_KEYS = ('state_dict', 'model')
+EMA_KEYS = ('state_dict_ema', 'model_ema')
+
+
+def read_checkpoint(path: Path) -> Mapping:
+    """Load a file without executing anything that it holds."""
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}')
+    # Training scripts store their arguments, a plain container, beside.
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f'{path} was refused: it is not a plain checkpoint, and loading '
+            f'it could run code. {str(error).splitlines()[0]}'
+        ) from error
+    except (EOFError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f'{path} cannot be read, it may be truncated; download it again. '
+            f'{str(error).splitlines()[0]}'
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(
+            f'{path} holds a {type(loaded).__name__}, not a state dict'
+        )
+    return loaded
+
+
+def select_weights(loaded: Mapping, ema: bool) -> Mapping[str, Tensor]:
+    """The plain or the averaged weights of a loaded file."""
+    keys = EMA_KEYS if ema else PLAIN_KEYS
+    for key in keys:
+        if isinstance(loaded.get(key), Mapping):
+            return loaded[key]
+    bare = loaded and all(isinstance(v, Tensor) for v in loaded.values())
+    if bare and not ema:
+        return loaded
+    raise ValueError(
+        f'the file has none of {", ".join(keys)}; it has '
+        f'{", ".join(map(str, list(loaded)[:10]))}'
+    )
+
+
+def arch_name(converted: ConvertedCheckpoint) -> str | None:
+    """Name of the published variant with these widths and depths, if any."""
+    for name, arch in ARCHS.items():
+        if (arch.channels, arch.depths) == (
+            converted.channels,
+            converted.depths,
+        ):
+            return name
+    return None
+
+
+def check_fit(converted: ConvertedCheckpoint, target: str) -> None:
+    """Compare every key and shape with the model that is to load them."""
+    with torch.device('meta'):
+        model = EfficientVMamba(
+            arch=dict(channels=converted.channels, depths=converted.depths),
+            block_types=converted.block_types,
+        )
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    if target == 'classifier':
+        shapes = {f'backbone.{k}': v for k, v in shapes.items()}
+        fc = converted.state_dict.get('head.fc.weight')
+        classes = 0 if fc is None else fc.shape[0]
+        shapes['head.fc.weight'] = (classes, converted.channels[-1])
+        shapes['head.fc.bias'] = (classes,)
+    given = {k: tuple(v.shape) for k, v in converted.state_dict.items()}
+    problems = [f'missing: {k} {shapes[k]}' for k in shapes if k not in given]
+    problems += [f'unknown: {k} {given[k]}' for k in given if k not in shapes]
+    problems += [
+        f'shape: {k} is {given[k]}, must be {shapes[k]}'
+        for k in shapes
+        if k in given and given[k] != shapes[k]
+    ]
+    if problems:
+        raise ValueError(
+            f'{len(problems)} weights do not fit:\n' + '\n'.join(problems)
+        )
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    target: str = 'classifier',
+    ema: bool = False,
+    arch: str | None = None,
+) -> ConvertedCheckpoint:
+    """Read, translate, check and write one checkpoint.
+
+    Raises:
+        ValueError: If the source cannot be read safely, is not a released
+            checkpoint, does not fit the model, or is of another arch.
+    """
+    weights = select_weights(read_checkpoint(source), ema)
+    converted = convert_released(weights, target)
+    found = arch_name(converted)
+    if arch is not None and found != arch:
+        raise ValueError(
+            f'{source} holds {found or "no published arch"} (channels '
+            f'{converted.channels}, depths {converted.depths}), not {arch!r}'
+        )
+    check_fit(converted, target)
+    meta = dict(
+        arch=found
+        or dict(channels=converted.channels, depths=converted.depths),
+        block_types=converted.block_types,
+        source=source.name,
+        ema=ema,
+    )
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(meta=meta, state_dict=converted.state_dict), destination)
+    return converted
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', type=Path, help='released checkpoint')
+    parser.add_argument('destination', type=Path, help='file to write')
+    parser.add_argument(
+        '--target',
+        choices=('classifier', 'backbone'),
+        default='classifier',
+        help="mmpretrain's classifier, whose backbone the other hosts load "
+        "with prefix='backbone.' (default), or the bare backbone",
+    )
+    parser.add_argument(
+        '--ema', action='store_true', help='take the averaged weights'
+    )
+    parser.add_argument(
+        '--arch',
+        choices=tuple(ARCHS),
+        help='refuse any other; without it the arch is read off the shapes',
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        converted = convert(
+            args.source, args.destination, args.target, args.ema, args.arch
+        )
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    print(
+        f'{args.destination}: {arch_name(converted) or "custom arch"}, '
+        f'channels {converted.channels}, depths {converted.depths}, '
+        f'{len(converted.state_dict)} tensors'
+    )
+    for key in converted.left_out:
+        print(f'left out, no place in a bare backbone: {key}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
