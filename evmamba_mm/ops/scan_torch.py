@@ -6,7 +6,8 @@ L length, S steps of a segment.
 The sequence is cut into segments. Inside one, the decay and the input of every
 step are computed at once and only ``h = a * h + b`` runs step by step. The
 forward keeps one state a segment; the backward computes the others again, so
-memory does not grow with L * N.
+memory does not grow with L * N. States lie as (..., N, D): channels are the
+long axis, so what is broadcast over the states stays a whole vector.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of one (S, B, K, D, N) buffer: on a CPU the half dozen buffers of a
+# Elements of one (S, B, K, N, D) buffer: on a CPU the half dozen buffers of a
 # segment should stay in the second-level cache, on a GPU launches cost most.
 _SEGMENT_ELEMENTS = {'cpu': 2**17, 'other': 2**25}
 # A step that touches fewer elements than this costs more to start than to
@@ -99,9 +100,13 @@ class _Segments:
         self.raw = _time_first(raw, self.groups)
         self.delta = F.softplus(self.raw) if delta_softplus else self.raw
         self.u = _time_first(u, self.groups)
-        self.A = A.reshape(self.groups, -1, self.states)
+        self.A = A.unflatten(0, (self.groups, -1)).mT.contiguous()
         self.B = B.permute(3, 0, 1, 2).contiguous()
         self.C = C.permute(3, 0, 1, 2).contiguous()
+
+    def zero_state(self) -> Tensor:
+        batch, groups, channels = self.u.shape[1:]
+        return self.u.new_zeros(batch, groups, self.states, channels)
 
     def spans(self) -> list[slice]:
         return [
@@ -110,10 +115,10 @@ class _Segments:
         ]
 
     def states_of(self, span: slice, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Decays and states of a segment, both (S, B, K, D, N)."""
+        """Decays and states of a segment, both (S, B, K, N, D)."""
         delta = self.delta[span]
-        decay = torch.mul(delta[..., None], self.A).exp_()
-        h = (delta * self.u[span])[..., None] * self.B[span][..., None, :]
+        decay = torch.mul(delta[..., None, :], self.A).exp_()
+        h = (delta * self.u[span])[..., None, :] * self.B[span][..., None]
         return decay, _linear_scan(decay, h, start)
 
 
@@ -136,12 +141,12 @@ def _scan(
     with _disable_autocast(u.device):
         seg = _Segments(u, delta, A, B, C, delta_bias, delta_softplus)
         y = torch.empty_like(seg.u)
-        state = u.new_zeros(*seg.u.shape[1:], seg.states)
+        state = seg.zero_state()
         entries = []
         for span in seg.spans():
             entries.append(state)
             _, h = seg.states_of(span, state)
-            y[span] = torch.matmul(h, seg.C[span][..., None]).squeeze(-1)
+            y[span] = torch.matmul(seg.C[span][..., None, :], h).squeeze(-2)
             state = h[-1].clone()
         y = y.flatten(2).permute(1, 2, 0)
         y = y.clone(memory_format=torch.contiguous_format)
@@ -155,7 +160,7 @@ def _scan_fake(u, delta, A, B, C, D, delta_bias, delta_softplus):
     groups, states = B.shape[1], B.shape[2]
     segments = math.ceil(u.shape[2] / _segment_steps(u, states))
     entries = u.new_empty(
-        segments, u.shape[0], groups, u.shape[1] // groups, states
+        segments, u.shape[0], groups, states, u.shape[1] // groups
     )
     return torch.empty_like(u, memory_format=torch.contiguous_format), entries
 
@@ -170,20 +175,20 @@ def _segment_gradients(
     """
     u, delta, b, c = seg.u[span], seg.delta[span], seg.B[span], seg.C[span]
     decay, h = seg.states_of(span, entry)
-    dC = torch.matmul(dy[..., None, :], h).squeeze(-2)
-    dh = dy[..., None] * c[..., None, :]
+    dC = torch.matmul(h, dy[..., None]).squeeze(-1)
+    dh = dy[..., None, :] * c[..., None]
     dh[-1] += carry
     later = torch.cat([decay[1:], torch.ones_like(decay[:1])])
     dh = _linear_scan(later.flip(0), dh.flip(0), torch.zeros_like(carry))
     dh = dh.flip(0)
     carry = decay[0] * dh[0]
-    dh_b = torch.matmul(dh, b[..., None]).squeeze(-1)
+    dh_b = torch.matmul(b[..., None, :], dh).squeeze(-2)
     du = dh_b * delta
-    dB = torch.matmul((delta * u)[..., None, :], dh).squeeze(-2)
+    dB = torch.matmul(dh, (delta * u)[..., None]).squeeze(-1)
     before = torch.cat([entry[None], h[:-1]])
     ddecay = before.mul_(decay).mul_(dh)
-    dA = torch.einsum('sbkdn,sbkd->kdn', ddecay, delta)
-    ddelta = torch.einsum('sbkdn,kdn->sbkd', ddecay, seg.A) + dh_b * u
+    ddelta = (ddecay * seg.A).sum(-2).addcmul_(dh_b, u)
+    dA = ddecay.mul_(delta[..., None, :]).sum((0, 1))
     return du, ddelta, dA, dB, dC, carry
 
 
@@ -209,9 +214,9 @@ def _scan_backward(
         du, ddelta = torch.empty_like(seg.u), torch.empty_like(seg.u)
         dB, dC = torch.empty_like(seg.B), torch.empty_like(seg.C)
         dA = torch.zeros_like(seg.A)
-        carry = u.new_zeros(*seg.u.shape[1:], seg.states)
-        for span, entry in reversed(
-            list(zip(seg.spans(), entries, strict=True))
+        carry = seg.zero_state()
+        for span, entry in zip(
+            seg.spans()[::-1], entries.flip(0), strict=True
         ):
             (
                 du[span],
@@ -235,7 +240,7 @@ def _scan_backward(
         return (
             du,
             back(ddelta),
-            dA.flatten(0, 1),
+            dA.mT.flatten(0, 1),
             dB.permute(1, 2, 3, 0).contiguous(),
             dC.permute(1, 2, 3, 0).contiguous(),
         )
