@@ -17,7 +17,7 @@ from ..layers import (
     PatchEmbed,
     PatchMerging,
 )
-from .arch import resolve_arch, resolve_block_types, resolve_out_indices
+from .arch import Arch, resolve_arch, resolve_block_types, resolve_out_indices
 from .pretrained import check_pretrained, pretrained_configs
 from .recompute import checkpoint_block
 
@@ -103,6 +103,16 @@ class EfficientVMamba(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
 
+        self._build_stages(settings, types, in_channels, drop_path_rate)
+        self._freeze_stages()
+
+    def _build_stages(
+        self,
+        settings: Arch,
+        types: Sequence[str],
+        in_channels: int,
+        drop_path_rate: float,
+    ) -> None:
         blocks = sum(settings.depths)
         rates = iter(
             drop_path_rate * i / max(1, blocks - 1) for i in range(blocks)
@@ -125,7 +135,6 @@ class EfficientVMamba(BaseModule):
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(channels[i]))
-        self._freeze_stages()
 
     def _block(
         self, block_type: str, channels: int, drop_path_rate: float

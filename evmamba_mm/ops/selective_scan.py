@@ -75,6 +75,31 @@ def _kernel_dtypes(
     }
 
 
+def _run(
+    tensors: dict[str, Tensor | None], delta_softplus: bool, backend: str
+) -> Tensor:
+    """Scan checked tensors by the backend that is asked for."""
+    u = tensors['u']
+    double = any(
+        x is not None and x.dtype == torch.float64 for x in tensors.values()
+    )
+    compute = torch.float64 if double else torch.float32
+    name = choose_backend(backend, u.device, compute)
+    with torch.autocast(u.device.type, enabled=False):
+        if name == 'mamba_ssm':
+            y = scan_mamba(
+                **_kernel_dtypes(tensors), delta_softplus=delta_softplus
+            )
+        else:
+            scan = scan_naive if name == 'naive' else scan_torch
+            wide = {
+                key: None if x is None else x.to(compute)
+                for key, x in tensors.items()
+            }
+            y = scan(**wide, delta_softplus=delta_softplus)
+    return y.to(u.dtype)
+
+
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -121,21 +146,4 @@ def selective_scan(
     tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     _check_tensors(tensors, u.device)
     _check_shapes(tensors)
-    double = any(
-        x is not None and x.dtype == torch.float64 for x in tensors.values()
-    )
-    compute = torch.float64 if double else torch.float32
-    name = choose_backend(backend, u.device, compute)
-    with torch.autocast(u.device.type, enabled=False):
-        if name == 'mamba_ssm':
-            y = scan_mamba(
-                **_kernel_dtypes(tensors), delta_softplus=delta_softplus
-            )
-        else:
-            scan = scan_naive if name == 'naive' else scan_torch
-            wide = {
-                key: None if x is None else x.to(compute)
-                for key, x in tensors.items()
-            }
-            y = scan(**wide, delta_softplus=delta_softplus)
-    return y.to(u.dtype)
+    return _run(tensors, delta_softplus, backend)

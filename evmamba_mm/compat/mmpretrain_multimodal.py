@@ -1,0 +1,77 @@
+"""Keeps mmpretrain importable beside a transformers newer than it knows.
+
+Breaks: `import mmpretrain`, with "NoneType takes no arguments" (transformers
+5, and 4.56 on) or "cannot import name 'GenerationMixin'" (4.52 on).
+Why: mmpretrain 1.2 imports its multi-modal models wherever transformers is
+installed, and these take names that transformers has dropped since.
+Mend: mmpretrain decides by one flag, which is set to what it is without
+transformers. Its multi-modal models (BLIP, OFA, ...) then say that they lack
+a dependency when they are built; all others work.
+Can go: when an mmpretrain imports beside a current transformers.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+from mmengine.utils import digit_version
+
+FLAG_MODULE = 'mmpretrain.utils.dependency'
+FIRST_BROKEN = '4.52.0'
+
+logger = logging.getLogger('evmamba_mm')
+
+
+def apply() -> None:
+    """Registers the hook, once; to be done before mmpretrain is imported."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _broken_version() -> str | None:
+    """The installed transformers if mmpretrain cannot live with it."""
+    try:
+        version = metadata.version('transformers')
+    except metadata.PackageNotFoundError:
+        return None
+    if digit_version(version) < digit_version(FIRST_BROKEN):
+        return None
+    return version
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if fullname != FLAG_MODULE:
+            return None
+        version = _broken_version()
+        spec = PathFinder.find_spec(fullname, path)
+        if version is not None and spec is not None:
+            _clear_flag_after_import(spec, version)
+        return spec
+
+
+def _clear_flag_after_import(spec: ModuleSpec, version: str) -> None:
+    run = spec.loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        run(module)
+        if not module.WITH_MULTIMODAL:
+            return
+        module.WITH_MULTIMODAL = False
+        logger.warning(
+            'mmpretrain does not work with transformers %s: its multi-modal '
+            'models are left out. For them: pip install "transformers<%s"',
+            version,
+            FIRST_BROKEN.removesuffix('.0'),
+        )
+
+    spec.loader.exec_module = exec_module

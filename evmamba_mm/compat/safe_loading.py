@@ -1,0 +1,92 @@
+"""Lets `torch.load` read the checkpoints that mmengine makes.
+
+Breaks: testing, resuming and `load_from` of an `epoch_N.pth`, with "Weights
+only load failed ... mmengine.logging.history_buffer.HistoryBuffer".
+Why: since torch 2.6 `torch.load` by default makes only objects of known
+types, and mmengine keeps its log in each checkpoint: HistoryBuffers, with
+numpy arrays and references to their own methods.
+Mend: these types, and no more, are added to torch's allow-list. A method is
+pickled as a call of `getattr`, which would open every door: a stand-in that
+knows four methods of one class takes its place.
+Can go: when mmengine adds its types to the allow-list itself.
+"""
+
+import logging
+from collections.abc import Callable
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+DEFAULT_IS_SAFE_SINCE = (2, 6)
+HISTORY_METHODS = ('min', 'max', 'current', 'mean')
+NUMBER_KINDS = 'biuf'
+# The private module was `numpy.core` before numpy 2.
+NUMPY_MODULES = ('numpy._core.multiarray', 'numpy.core.multiarray')
+
+logger = logging.getLogger('evmamba_mm')
+
+
+def apply() -> None:
+    """Adds what is missing to torch's allow-list."""
+    if torch.__version__ < DEFAULT_IS_SAFE_SINCE:
+        return
+    known = torch.serialization.get_safe_globals()
+    missing = [item for item in _ALLOWED if item not in known]
+    if missing:
+        torch.serialization.add_safe_globals(missing)
+        logger.info("torch.load is taught the types of mmengine's checkpoints")
+
+
+def _history_method(owner: type, name: str) -> Callable:
+    if owner is not HistoryBuffer or name not in HISTORY_METHODS:
+        raise UnpicklingError(
+            f'a checkpoint asks for attribute {name!r} of {owner!r}; only '
+            f'{HISTORY_METHODS} of HistoryBuffer are read from checkpoints'
+        )
+    return getattr(HistoryBuffer, name)
+
+
+def _array(kind: type, shape: tuple, typecode: bytes) -> np.ndarray:
+    """An empty array, whose content pickle sets next."""
+    if kind is not np.ndarray:
+        raise UnpicklingError(
+            f'a checkpoint asks for an array of type {kind!r}'
+        )
+    return np.ndarray(shape, typecode)
+
+
+def _scalar(dtype: np.dtype, content: bytes) -> np.generic:
+    if dtype.kind not in NUMBER_KINDS:
+        raise UnpicklingError(
+            f'a checkpoint asks for a numpy scalar of {dtype}'
+        )
+    return np.frombuffer(content, dtype)[0]
+
+
+def _named(function: Callable, module: str, name: str) -> Callable:
+    """A stand-in that torch finds under the name of what it replaces."""
+
+    def stand_in(*arguments):
+        return function(*arguments)
+
+    stand_in.__module__ = module
+    stand_in.__name__ = stand_in.__qualname__ = name
+    return stand_in
+
+
+def _number_types() -> list[type]:
+    types = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
+    return sorted(types, key=lambda kind: kind.__name__)
+
+
+_ALLOWED = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    *_number_types(),
+    _named(_history_method, 'builtins', 'getattr'),
+    *(_named(_array, name, '_reconstruct') for name in NUMPY_MODULES),
+    *(_named(_scalar, name, 'scalar') for name in NUMPY_MODULES),
+]

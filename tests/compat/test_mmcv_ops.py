@@ -1,0 +1,98 @@
+import sys
+
+import mmcv.ops
+import pytest
+import torch
+
+from .processes import run_python
+
+MENDED = 'from evmamba_mm import compat\ncompat.apply()\n'
+COMPILED = "COMPILED = 'yes'\n"
+
+
+@pytest.fixture(scope='module')
+def extension():
+    module = sys.modules['mmcv._ext']
+    if module.__spec__.origin is not None:
+        pytest.skip('mmcv is compiled here: nothing is served')
+    return module
+
+
+def test_toolbox_breaks_without_the_mend():
+    outcome = run_python('-c', 'import mmcv.ops')
+    outcome.assert_fault("No module named 'mmcv._ext'")
+
+
+def test_every_op_file_imports_and_the_log_says_so_once():
+    source = MENDED + 'import mmcv.ops, mmcv.ops.nms\nprint("imported")'
+    lines = run_python('-c', source).lines()
+    assert lines[-1] == 'imported'
+    assert sum('mmcv._ext' in line for line in lines) == 1
+
+
+def test_compiled_extension_wins(tmp_path):
+    (tmp_path / '_ext.py').write_text(COMPILED)
+    source = (
+        MENDED + 'import mmcv\n'
+        f'mmcv.__path__.append({str(tmp_path)!r})\n'
+        'import mmcv._ext\n'
+        'print(mmcv._ext.COMPILED)'
+    )
+    assert run_python('-c', source).lines()[-1] == 'yes'
+
+
+def test_mmengine_sees_the_ops_and_reverts_sync_bn(extension):
+    from mmengine.model import revert_sync_batchnorm
+
+    model = torch.nn.Sequential(torch.nn.SyncBatchNorm(3))
+    reverted = revert_sync_batchnorm(model)
+    assert reverted(torch.ones(2, 3, 4, 4)).shape == (2, 3, 4, 4)
+
+
+def test_environment_report_names_the_servant(extension):
+    from mmcv.utils import collect_env
+
+    report = collect_env()
+    assert 'torchvision' in report['MMCV Compiler']
+    assert report['MMCV CUDA Compiler'] == 'not available'
+
+
+def ball_query():
+    points = torch.rand(1, 3, 3)
+    mmcv.ops.ball_query(0, 1, 2, points, points)
+
+
+def carafe():
+    mmcv.ops.carafe(torch.rand(1, 4, 3, 3), torch.rand(1, 9, 6, 6), 3, 1, 2)
+
+
+def max_roi_align():
+    align = mmcv.ops.RoIAlign(2, pool_mode='max')
+    align(torch.rand(1, 1, 4, 4), torch.tensor([[0, 0, 0, 3.0, 3.0]]))
+
+
+def rotated_nms():
+    boxes = torch.tensor([[1.0, 1.0, 2.0, 2.0, 0.1]])
+    mmcv.ops.nms_rotated(boxes, torch.ones(1), 0.5)
+
+
+@pytest.mark.parametrize(
+    'call, op',
+    [
+        (ball_query, 'ball_query_forward'),
+        (carafe, 'carafe_forward'),
+        (max_roi_align, "roi_align with pool_mode='max'"),
+        (rotated_nms, 'nms_rotated'),
+    ],
+    ids=['ball_query', 'carafe', 'max_roi_align', 'nms_rotated'],
+)
+def test_unserved_op_says_what_to_install_when_called(extension, call, op):
+    with pytest.raises(NotImplementedError) as caught:
+        call()
+    assert f'mmcv op {op} needs' in str(caught.value)
+    assert "mim install 'mmcv>=2.0.0rc4,<2.2.0'" in str(caught.value)
+
+
+def test_module_attributes_are_not_taken_for_ops(extension):
+    assert callable(extension.no_such_op)
+    assert not hasattr(extension, '__path__')
