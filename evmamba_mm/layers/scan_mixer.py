@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import check_backend
 from .linear import init_linear
 
 
@@ -36,7 +37,7 @@ class ScanMixer(nn.Module):
         backend: See :func:`evmamba_mm.ops.selective_scan`.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive or the backend is unknown.
 
     Source: VMamba (arXiv:2401.10166), with Mamba's initialisation of the scan
     (arXiv:2312.00752).
@@ -62,7 +63,7 @@ class ScanMixer(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f'{name} must be at least 1, got {size!r}')
-        self.backend = backend
+        self.backend = check_backend(backend)
         inner = channels * expand_ratio
         self.in_proj = init_linear(channels, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)

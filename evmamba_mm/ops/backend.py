@@ -18,7 +18,19 @@ _logger = logging.getLogger('evmamba_mm')
 _said: set[tuple[str, str]] = set()
 
 
-def _check_name(name: str, source: str) -> str:
+def check_backend(name: str, source: str = 'backend') -> str:
+    """Refuse a name that is not one of :data:`BACKENDS`.
+
+    Args:
+        name: What is asked for.
+        source: Where it comes from, for the message.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
     if name not in BACKENDS:
         raise ValueError(
             f'{source} must be one of {", ".join(BACKENDS)}, got {name!r}'
@@ -27,10 +39,10 @@ def _check_name(name: str, source: str) -> str:
 
 
 def _requested(backend: str) -> str:
-    backend = _check_name(backend, 'backend')
+    backend = check_backend(backend)
     if backend != 'auto':
         return backend
-    return _check_name(
+    return check_backend(
         os.environ.get(ENVIRONMENT_VARIABLE) or 'auto', ENVIRONMENT_VARIABLE
     )
 
