@@ -39,6 +39,12 @@ def _recur(a: Tensor, b: Tensor) -> None:
         torch.addcmul(b[t], a[t], b[t - 1], out=b[t])
 
 
+def _lanes(b: Tensor) -> int:
+    per_step = max(1, b[0].numel())
+    wanted = _target(_LANE_ELEMENTS, b.device) // per_step
+    return min(wanted, math.isqrt(b.shape[0]))
+
+
 def _linear_scan(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
     """States of ``h[t] = a[t] * h[t - 1] + b[t]`` from ``h[-1] = start``.
 
@@ -50,9 +56,7 @@ def _linear_scan(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
     Returns:
         (S, ...), sharing memory with ``b`` where it can.
     """
-    steps = b.shape[0]
-    wanted = _target(_LANE_ELEMENTS, b.device) // max(1, start.numel())
-    lanes = min(wanted, math.isqrt(steps))
+    steps, lanes = b.shape[0], _lanes(b)
     if lanes < 2:
         b[0] += a[0] * start
         _recur(a, b)
@@ -73,6 +77,21 @@ def _linear_scan(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
         state = torch.addcmul(local[-1, lane], decay[-1, lane], state)
     h = local.addcmul_(decay, entry)
     return h.transpose(0, 1).flatten(0, 1)[:steps]
+
+
+def _linear_scan_back(a: Tensor, b: Tensor) -> Tensor:
+    """``g[t] = a[t + 1] * g[t + 1] + b[t]`` from the last step to the first.
+
+    Args:
+        a: Decay of each step, (S, ...); left as it is.
+        b: What each step adds, (S, ...); overwritten.
+    """
+    if _lanes(b) < 2:
+        for t in range(b.shape[0] - 2, -1, -1):
+            torch.addcmul(b[t], a[t + 1], b[t + 1], out=b[t])
+        return b
+    later = torch.cat([a[1:], torch.ones_like(a[:1])]).flip(0)
+    return _linear_scan(later, b.flip(0), torch.zeros_like(b[0])).flip(0)
 
 
 def _time_first(x: Tensor, groups: int) -> Tensor:
@@ -178,15 +197,14 @@ def _segment_gradients(
     dC = torch.matmul(h, dy[..., None]).squeeze(-1)
     dh = dy[..., None, :] * c[..., None]
     dh[-1] += carry
-    later = torch.cat([decay[1:], torch.ones_like(decay[:1])])
-    dh = _linear_scan(later.flip(0), dh.flip(0), torch.zeros_like(carry))
-    dh = dh.flip(0)
+    dh = _linear_scan_back(decay, dh)
     carry = decay[0] * dh[0]
     dh_b = torch.matmul(b[..., None, :], dh).squeeze(-2)
     du = dh_b * delta
     dB = torch.matmul(dh, (delta * u)[..., None]).squeeze(-1)
-    before = torch.cat([entry[None], h[:-1]])
-    ddecay = before.mul_(decay).mul_(dh)
+    ddecay = decay.mul_(dh)
+    ddecay[1:] *= h[:-1]
+    ddecay[0] *= entry
     ddelta = (ddecay * seg.A).sum(-2).addcmul_(dh_b, u)
     dA = ddecay.mul_(delta[..., None, :]).sum((0, 1))
     return du, ddelta, dA, dB, dC, carry
