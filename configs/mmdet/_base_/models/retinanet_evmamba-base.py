@@ -1,0 +1,9 @@
+_base_ = './retinanet-std_evmamba-tiny.py'
+
+model = dict(
+    backbone=dict(
+        arch='base',
+        init_cfg=dict(checkpoint='checkpoints/evmamba-base_in1k.pth'),
+    ),
+    neck=dict(in_channels=[192, 384, 768]),
+)

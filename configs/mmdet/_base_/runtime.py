@@ -1,0 +1,10 @@
+_base_ = 'mmdet::_base_/default_runtime.py'
+custom_imports = dict(imports=['evmamba_mm'], allow_failed_imports=False)
+
+# Without _delete_ a key of the base would reach the visualizer as an argument.
+visualizer = dict(
+    _delete_=True,
+    type='DetLocalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend')],
+    name='visualizer',
+)

@@ -1,0 +1,4 @@
+_base_ = [
+    './_base_/models/retinanet-std_evmamba-tiny.py',
+    './_base_/retinanet_8xb2-1x_coco.py',
+]
