@@ -1,0 +1,48 @@
+# make demo   an environment in .venv, then a training run on small data
+# make test   the same with the developers' tools, then lint and tests
+# make clean  removes what the two made
+#
+# Any variable can be given on the command line, for instance
+#   make demo PYTHON=python3.12 TORCH='torch torchvision'
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+# Two tests at a time, each with one thread.
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+# One pip call for everything: in a second call openmim's dependencies would
+# be free to change what the first one chose.
+INSTALL := $(BIN)/python -m pip install --no-input $(TORCH)
+
+.PHONY: demo test lint env clean
+
+demo: $(VENV)/.ready-demo
+	$(BIN)/python tools/demo.py
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope \
+	  $(PYTEST_ARGS)
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+env: $(VENV)/.ready-dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready-demo: pyproject.toml setup.py | $(BIN)/python
+	$(INSTALL) -e '.[demo]'
+	$(BIN)/python -m pip check
+	touch $@
+
+$(VENV)/.ready-dev: pyproject.toml setup.py | $(BIN)/python
+	$(INSTALL) -e '.[demo,dev]'
+	$(BIN)/python -m pip check
+	touch $@ $(VENV)/.ready-demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,68 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    # Each worker has one core to itself; more threads only get in the way.
+    torch.set_num_threads(1)
+
+
+def folder_from_environment(variable, content):
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f'{variable} is not set: it names a folder of {content}')
+    if not Path(folder).is_dir():
+        pytest.fail(f'{variable} is {folder!r}, which is no folder')
+    return Path(folder)
+
+
+@pytest.fixture(scope='session')
+def reference_dir():
+    """The folder of files made with the released model."""
+    return folder_from_environment('EVMAMBA_REFERENCE', 'parity files')
+
+
+@pytest.fixture(scope='session')
+def data_dir():
+    """The folder of small data sets, each a tar."""
+    return folder_from_environment('EVMAMBA_DATA', 'data sets as tars')
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    """A folder with four images of two classes, and the config `toy.py`."""
+    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
+    import cv2
+
+    folder = tmp_path_factory.mktemp('toy')
+    config = Path(__file__).parent / 'toy_classifier.py'
+    shutil.copy(config, folder / 'toy.py')
+    for index in range(4):
+        image = folder / 'images' / f'class{index % 2}' / f'{index}.png'
+        image.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(image), np.full((32, 32, 3), 60 * index, np.uint8))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan(request):
+    """Fills what torch.empty returns with NaN, in the tests of the ops.
+
+    A cell that an op forgets to write then shows in the result.
+    """
+    tests = Path(__file__).parent
+    if 'ops' not in request.path.relative_to(tests).parts:
+        yield
+        return
+    # The fill has no effect outside of deterministic mode.
+    fill_before = torch.utils.deterministic.fill_uninitialized_memory
+    mode_before = torch.get_deterministic_debug_mode()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill_before
+    torch.set_deterministic_debug_mode(mode_before)

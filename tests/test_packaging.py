@@ -1,0 +1,198 @@
+"""The wheel: what is in it, and that `mim` can use it once installed."""
+
+import email
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NOT_SOURCE = shutil.ignore_patterns(
+    '.*', '__pycache__', '*.egg-info', 'build', 'dist', 'work_dirs', 'data'
+)
+BUILD = """
+import sys
+from setuptools import build_meta
+print(getattr(build_meta, sys.argv[1])(sys.argv[2]))
+"""
+
+
+def build(kind, source, target):
+    """Builds an sdist or a wheel without isolation; returns its path."""
+    result = subprocess.run(
+        [sys.executable, '-c', BUILD, f'build_{kind}', target],
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return target / result.stdout.split()[-1]
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('source') / 'evmamba_mm'
+    shutil.copytree(ROOT, folder, ignore=NOT_SOURCE)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    """A wheel made from the sdist, as a package index would make it."""
+    folder = tmp_path_factory.mktemp('dist')
+    with tarfile.open(build('sdist', source, folder)) as sdist:
+        sdist.extractall(folder, filter='data')
+    (unpacked,) = (path for path in folder.iterdir() if path.is_dir())
+    return build('wheel', unpacked, folder)
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    """A folder that holds the installed wheel, to lead the search path."""
+    folder = tmp_path_factory.mktemp('site')
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def files_below(folder):
+    return {
+        f'{folder}/{file.relative_to(ROOT / folder).as_posix()}'
+        for file in (ROOT / folder).rglob('*')
+        if file.is_file() and '__pycache__' not in file.parts
+    }
+
+
+def test_wheel_holds_the_package_and_what_mim_looks_for(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split('/')[0].split('-')[0] for name in names} == {
+        'evmamba_mm'
+    }
+    wanted = files_below('configs') | files_below('tools')
+    wanted |= {'model-index.yml'}
+    package = {
+        name for name in files_below('evmamba_mm') if '.mim' not in name
+    }
+    metadata = {name for name in names if '.dist-info/' in name}
+    assert names - metadata == package | {
+        f'evmamba_mm/.mim/{name}' for name in wanted
+    }
+
+
+def test_metadata_of_the_wheel(wheel):
+    import evmamba_mm
+
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith('/METADATA'))
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata['Version'] == evmamba_mm.__version__
+    assert metadata['License-Expression'] == 'Apache-2.0'
+    requires = metadata.get_all('Requires-Dist')
+    core = [line for line in requires if 'extra ==' not in line]
+    # mmcv and mmcv-lite own the same folder, so neither may be forced.
+    assert not any(line.startswith('mmcv') for line in core)
+    assert any(line.startswith('setuptools') for line in core)
+
+
+def test_build_leaves_the_source_as_it_was(source, wheel):
+    assert not (source / 'evmamba_mm' / '.mim').exists()
+    assert not (ROOT / 'evmamba_mm' / '.mim').exists()
+
+
+def test_stale_build_folder_brings_no_deleted_config(source, tmp_path_factory):
+    copy = tmp_path_factory.mktemp('stale') / 'source'
+    shutil.copytree(source, copy)
+    extra = copy / 'configs' / 'deleted_later.py'
+    extra.touch()
+    target = copy / 'dist'
+    inside = f'evmamba_mm/.mim/configs/{extra.name}'
+    first = build('wheel', copy, target)
+    assert inside in zipfile.ZipFile(first).namelist()
+    extra.unlink()
+    second = build('wheel', copy, target)
+    assert inside not in zipfile.ZipFile(second).namelist()
+
+
+def models_of_the_index():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    for metafile in index['Import']:
+        content = yaml.safe_load((ROOT / metafile).read_text())
+        yield from content['Models']
+
+
+def test_index_lists_every_config_under_its_own_name():
+    configs = (ROOT / 'configs').rglob('*.py')
+    runnable = {
+        file.relative_to(ROOT).as_posix()
+        for file in configs
+        if '_base_' not in file.parts
+    }
+    listed = [model['Config'] for model in models_of_the_index()]
+    assert sorted(listed) == sorted(runnable)
+    names = [model['Name'] for model in models_of_the_index()]
+    assert names == [Path(config).stem for config in listed]
+    # mim finds a config by its name alone.
+    assert len(set(names)) == len(names)
+
+
+def mim(installed, folder, *arguments):
+    """Runs mim in `folder`, with the installed wheel first in the path."""
+    pytest.importorskip('mim', reason='openmim is not installed')
+    environment = {**os.environ, 'PYTHONPATH': str(installed)}
+    result = subprocess.run(
+        [sys.executable, '-m', 'mim', *arguments],
+        cwd=folder,
+        env={**environment, 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    return output
+
+
+def test_mim_search_lists_the_models(installed, tmp_path):
+    output = mim(installed, tmp_path, 'search', 'evmamba_mm', '--valid-config')
+    for model in models_of_the_index():
+        assert model['Name'] in output
+
+
+def test_mim_trains_and_tests_with_the_installed_tools(installed, toy):
+    tools = installed / 'evmamba_mm' / '.mim' / 'tools'
+    output = mim(
+        installed, toy, 'train', 'evmamba_mm', 'toy.py', '--work-dir=work'
+    )
+    assert f'{tools / "train.py"} toy.py' in output
+    checkpoint = toy / 'work' / 'epoch_1.pth'
+    output = mim(
+        installed,
+        toy,
+        'test',
+        'evmamba_mm',
+        'toy.py',
+        f'--checkpoint={checkpoint}',
+        '--work-dir=work',
+    )
+    assert f'{tools / "test.py"} toy.py' in output
+    assert 'accuracy/top1' in output
+
+
+def test_mim_finds_an_installed_config_by_its_name(installed, tmp_path):
+    configs = (installed / 'evmamba_mm/.mim/configs/demo').glob('*.py')
+    config = next(configs)
+    with pytest.raises(AssertionError, match='unrecognized arguments') as run:
+        mim(
+            installed,
+            tmp_path,
+            'train',
+            'evmamba_mm',
+            config.name,
+            '--no-such-argument',
+        )
+    assert str(config) in str(run.value)

@@ -1,0 +1,209 @@
+"""train.py and test.py, run as a user runs them, on a toy classifier."""
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parent.parent.parent / 'tools'
+
+
+def run(folder, tool, *arguments):
+    """Runs a tool in `folder`; returns its exit status and its output."""
+    command = [sys.executable, str(TOOLS / tool)]
+    if tool.endswith('.sh'):
+        command = ['bash', str(TOOLS / tool)]
+    result = subprocess.run(
+        [*command, *(str(argument) for argument in arguments)],
+        cwd=folder,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.fixture(scope='module')
+def trained(toy):
+    """The same folder after one epoch, and what was printed meanwhile."""
+    status, output = run(toy, 'train.py', 'toy.py', '--work-dir', 'work')
+    assert status == 0, output
+    return toy, output
+
+
+def load_tool(name, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    spec = importlib.util.spec_from_file_location(
+        f'tool_{name}', TOOLS / f'{name}.py'
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_help_imports_nothing_heavy(tool):
+    code = (
+        'import runpy, sys, atexit\n'
+        'atexit.register(lambda: print("torch" in sys.modules))\n'
+        f'sys.path[0], sys.argv = {str(TOOLS)!r}, ["tool", "-h"]\n'
+        f'runpy.run_path({str(TOOLS / tool)!r}, run_name="__main__")\n'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True
+    )
+    assert '--launcher' in result.stdout
+    assert '--local-rank' in result.stdout
+    assert result.stdout.split()[-1] == 'False'
+
+
+def test_misspelt_config_is_told_the_near_names(toy):
+    status, output = run(toy, 'train.py', 'toyy.py')
+    assert status == 2
+    assert "no file 'toyy.py'; did you mean toy.py?" in output
+
+
+@pytest.mark.parametrize(
+    'tool, arguments, message',
+    [
+        ('train.py', ['--cfg-options', 'lr'], "'lr' is not KEY=VALUE"),
+        ('train.py', ['--resume', 'none.pth'], "no file 'none.pth'"),
+        ('test.py', ['none.pth'], "no file 'none.pth'"),
+        ('test.py', ['toy.py', '--out', 'a.json'], 'does not end in .pkl'),
+    ],
+    ids=['option', 'resume', 'checkpoint', 'out'],
+)
+def test_unusable_argument_is_refused(tool, arguments, message, toy):
+    status, output = run(toy, tool, 'toy.py', *arguments)
+    assert status == 2
+    assert message in output
+
+
+@pytest.mark.parametrize(
+    'tool, arguments',
+    [
+        ('dist_train.sh', ['toy.py']),
+        ('dist_train.sh', ['toy.py', '0']),
+        ('dist_test.sh', ['toy.py', 'toy.pth', 'two']),
+    ],
+    ids=['absent', 'zero', 'word'],
+)
+def test_number_of_gpus_must_be_a_number(tool, arguments, tmp_path):
+    status, output = run(tmp_path, tool, *arguments)
+    assert status != 0
+    assert 'usage:' in output
+
+
+def test_training_writes_a_checkpoint_and_a_score(trained):
+    folder, output = trained
+    assert (folder / 'work' / 'epoch_1.pth').is_file()
+    assert 'accuracy/top1' in output
+
+
+def test_resumed_training_goes_on(trained):
+    folder, _ = trained
+    status, output = run(
+        folder,
+        'train.py',
+        'toy.py',
+        '--work-dir=work',
+        '--resume',
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+    )
+    assert status == 0, output
+    assert 'resumed epoch: 1' in output
+    assert (folder / 'work' / 'epoch_2.pth').is_file()
+
+
+def test_testing_writes_predictions_and_pictures(trained):
+    folder, _ = trained
+    status, output = run(
+        folder,
+        'test.py',
+        'toy.py',
+        'work/epoch_1.pth',
+        '--out=results/out.pkl',
+        '--show-dir=pictures',
+    )
+    assert status == 0, output
+    with open(folder / 'results' / 'out.pkl', 'rb') as file:
+        predictions = pickle.load(file)
+    assert len(predictions) == 4
+    assert len(list((folder / 'pictures').glob('*.png'))) == 4
+
+
+def test_testing_with_augmentation_prints_a_score(trained):
+    folder, _ = trained
+    status, output = run(
+        folder, 'test.py', 'toy.py', 'work/epoch_1.pth', '--tta'
+    )
+    assert status == 0, output
+    assert 'AverageClsScoreTTA' in output
+    assert 'accuracy/top1' in output
+
+
+def test_checkpoint_that_does_not_fit_is_refused(trained):
+    folder, _ = trained
+    status, output = run(
+        folder,
+        'test.py',
+        'toy.py',
+        'work/epoch_1.pth',
+        '--cfg-options',
+        'model.backbone.depths=[3,2,1,2]',
+    )
+    assert status != 0
+    assert 'missing' in output.lower()
+
+
+def test_two_processes_train_on_the_cpu(toy):
+    status, output = run(
+        toy, 'dist_train.sh', 'toy.py', 2, '--work-dir', 'work_of_two'
+    )
+    assert status == 0, output
+    assert (toy / 'work_of_two' / 'epoch_1.pth').is_file()
+    # Four images, two processes, two images each at a time: one step.
+    assert 'Epoch(train) [1][1/1]' in output
+
+
+@pytest.mark.parametrize(
+    'hook, changed',
+    [
+        ('VisualizationHook', 'out_dir'),
+        ('mmdet.DetVisualizationHook', 'test_out_dir'),
+        ('mmseg.SegVisualizationHook', 'draw'),
+    ],
+)
+def test_show_dir_sets_the_hosts_own_hook(hook, changed, monkeypatch):
+    from mmengine.config import Config
+
+    tool = load_tool('test', monkeypatch)
+    hooks = dict(visualization=dict(type=hook))
+    cfg = Config(dict(default_hooks=hooks, visualizer=dict()))
+    tool.draw_predictions(cfg, 'pictures')
+    assert cfg.default_hooks.visualization[changed]
+
+
+@pytest.mark.parametrize(
+    'tool, function, arguments, message',
+    [
+        ('test', 'draw_predictions', ['pictures'], '--show-dir'),
+        ('test', 'augment_at_test_time', [], 'tta_pipeline'),
+        ('train', 'scale_learning_rate', [], 'base_batch_size'),
+        ('train', 'use_mixed_precision', [], '--amp'),
+    ],
+)
+def test_config_that_lacks_a_part_is_refused(
+    tool, function, arguments, message, monkeypatch
+):
+    from mmengine.config import Config
+
+    module = load_tool(tool, monkeypatch)
+    cfg = Config(dict(default_hooks={}, optim_wrapper=dict(type='Other')))
+    with pytest.raises(ValueError, match=message):
+        getattr(module, function)(cfg, *arguments)

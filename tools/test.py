@@ -1,0 +1,101 @@
+"""Evaluates a checkpoint with a config of mmpretrain, mmdet or mmseg."""
+
+import argparse
+import functools
+from pathlib import Path
+
+import launch
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    launch.add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='path or URL of a checkpoint')
+    parser.add_argument(
+        '--out', metavar='FILE.pkl', help='write every prediction to FILE.pkl'
+    )
+    parser.add_argument(
+        '--show-dir', help='write pictures of the predictions to this folder'
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation by the config's tta_model and "
+        'tta_pipeline',
+    )
+    parser.add_argument(
+        '--allow-partial',
+        action='store_true',
+        help='warn, and do not stop, when keys of the checkpoint and of the '
+        'model differ',
+    )
+    args = parser.parse_args()
+    checkpoint = args.checkpoint
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
+        parser.error(f'argument checkpoint: there is no file {checkpoint!r}')
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out: {args.out!r} does not end in .pkl')
+    return args
+
+
+def augment_at_test_time(cfg):
+    missing = {'tta_model', 'tta_pipeline'} - set(cfg)
+    if missing:
+        raise ValueError(f'--tta: the config has no {sorted(missing)}')
+    cfg.tta_model.module = cfg.model
+    cfg.model = cfg.tta_model
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def draw_predictions(cfg, folder):
+    """Switches on the host's own visualization hook.
+
+    The three hosts' hooks are alike in purpose and differ in every argument.
+    """
+    folder = str(Path(folder).absolute())
+    hook = cfg.default_hooks.get('visualization')
+    kind = hook and hook.type.split('.')[-1]
+    if kind == 'VisualizationHook':
+        hook.update(enable=True, out_dir=folder, interval=1)
+    elif kind == 'DetVisualizationHook':
+        hook.update(draw=True, test_out_dir=folder, interval=1)
+    elif kind == 'SegVisualizationHook':
+        hook.update(draw=True, interval=1)
+        cfg.visualizer.save_dir = folder
+        cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    else:
+        raise ValueError(
+            f'--show-dir: default_hooks.visualization is {kind}, and none of '
+            f'VisualizationHook, DetVisualizationHook, SegVisualizationHook'
+        )
+
+
+def main():
+    args = parse_args()
+    cfg = launch.read_config(args)
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.tta:
+        augment_at_test_time(cfg)
+    if args.show_dir:
+        draw_predictions(cfg, args.show_dir)
+    runner = launch.build_runner(cfg)
+    if args.out:
+        from mmengine.evaluator import DumpResults
+
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        dump = DumpResults(out_file_path=args.out)
+        runner.test_evaluator.metrics.append(dump)
+    if not args.allow_partial:
+        # A model with weights left at random would still print a score.
+        runner.load_checkpoint = functools.partial(
+            runner.load_checkpoint, strict=True
+        )
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

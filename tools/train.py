@@ -1,0 +1,84 @@
+"""Trains a config of mmpretrain, mmdet or mmseg."""
+
+import argparse
+from pathlib import Path
+
+import launch
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    launch.add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or, without one, from the newest in the '
+        'work folder',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='train in float16; optim_wrapper.dtype=bfloat16 among the '
+        '--cfg-options chooses the other format',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the batch size in use over the '
+        "config's base_batch_size",
+    )
+    args = parser.parse_args()
+    if args.resume not in (None, 'auto') and not Path(args.resume).is_file():
+        parser.error(f'--resume: there is no file {args.resume!r}')
+    return args
+
+
+def resume_from(cfg, checkpoint):
+    cfg.resume = True
+    cfg.load_from = None if checkpoint == 'auto' else checkpoint
+
+
+def use_mixed_precision(cfg):
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "--amp: mmengine's AmpOptimWrapper runs on an accelerator only, "
+            'and torch.cuda.is_available() says that there is none'
+        )
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(
+            f'--amp needs optim_wrapper.type OptimWrapper or '
+            f'AmpOptimWrapper, and the config has {wrapper}'
+        )
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def scale_learning_rate(cfg):
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise ValueError(
+            '--auto-scale-lr: the config has no '
+            'auto_scale_lr.base_batch_size, so the batch size that its '
+            'learning rate is meant for is unknown'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def main():
+    args = parse_args()
+    cfg = launch.read_config(args)
+    if args.resume is not None:
+        resume_from(cfg, args.resume)
+    if args.amp:
+        use_mixed_precision(cfg)
+    if args.auto_scale_lr:
+        scale_learning_rate(cfg)
+    launch.build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
