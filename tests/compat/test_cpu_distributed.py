@@ -50,7 +50,7 @@ def test_two_processes_train_one_model(tmp_path):
         assert report['weights'][0] == report['weights'][1]
     first, second = (report['mean_loss'] for report in reports)
     assert first != second
-    checkpoint = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
+    checkpoint = torch.load(tmp_path / 'epoch_2.pth')
     saved = checkpoint['state_dict']['layer.weight'].flatten().tolist()
     # EMAHook saves its average as the weights, the model's beside it.
     trained = checkpoint['ema_state_dict']['module.layer.weight']
