@@ -9,6 +9,8 @@ import difflib
 import os
 from pathlib import Path
 
+import checks
+
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / 'configs'
 
@@ -77,7 +79,11 @@ def read_config(args):
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(parse_options(args.cfg_options))
+    options = parse_options(args.cfg_options)
+    with checks.errors_in_a_line():
+        checks.check_keys(cfg)
+        checks.check_overrides(cfg, options)
+    cfg.merge_from_dict(options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -102,7 +108,24 @@ def build_runner(cfg):
 
     from evmamba_mm.compat import init_cpu_dist
 
+    with checks.errors_in_a_line():
+        check_gpu_of_process(cfg.launcher)
     init_cpu_dist(cfg, cfg.launcher)
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
+
+
+def check_gpu_of_process(launcher):
+    """Refuses more processes on a machine than it has GPUs, if it has any."""
+    import torch
+
+    count = torch.cuda.device_count()
+    rank = int(os.environ['LOCAL_RANK'])
+    if launcher == 'pytorch' and 0 < count <= rank:
+        raise ValueError(
+            f'process {rank} of this machine has no GPU: torch sees {count} '
+            f'(CUDA_VISIBLE_DEVICES is '
+            f'{os.environ.get("CUDA_VISIBLE_DEVICES", "not set")}); ask for '
+            f'GPUS={count} at most'
+        )

@@ -1,10 +1,11 @@
 """Evaluates a checkpoint with a config of mmpretrain, mmdet or mmseg."""
 
 import argparse
-import functools
 from pathlib import Path
 
+import checks
 import launch
+import weights
 
 
 def parse_args():
@@ -73,15 +74,23 @@ def draw_predictions(cfg, folder):
         )
 
 
-def main():
-    args = parse_args()
+def prepare_config(args):
+    """Returns the config with the arguments laid over it, and checked."""
     cfg = launch.read_config(args)
     cfg.load_from = args.checkpoint
     cfg.resume = False
-    if args.tta:
-        augment_at_test_time(cfg)
-    if args.show_dir:
-        draw_predictions(cfg, args.show_dir)
+    with checks.errors_in_a_line():
+        if args.tta:
+            augment_at_test_time(cfg)
+        if args.show_dir:
+            draw_predictions(cfg, args.show_dir)
+        checks.check_data(cfg, ['test'])
+    return cfg
+
+
+def main():
+    args = parse_args()
+    cfg = prepare_config(args)
     runner = launch.build_runner(cfg)
     if args.out:
         from mmengine.evaluator import DumpResults
@@ -90,11 +99,11 @@ def main():
         dump = DumpResults(out_file_path=args.out)
         runner.test_evaluator.metrics.append(dump)
     if not args.allow_partial:
-        # A model with weights left at random would still print a score.
-        runner.load_checkpoint = functools.partial(
-            runner.load_checkpoint, strict=True
-        )
-    runner.test()
+        with checks.errors_in_a_line():
+            weights.check_backbone(runner, 'checkpoint', args.checkpoint)
+        weights.load_strictly(runner)
+    with checks.missing_images_explained(cfg, ['test']):
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -3,7 +3,11 @@
 import argparse
 from pathlib import Path
 
+import checks
 import launch
+import weights
+
+SPLITS = ('train', 'val')
 
 
 def parse_args():
@@ -68,16 +72,33 @@ def scale_learning_rate(cfg):
     cfg.auto_scale_lr.enable = True
 
 
+def prepare_config(args):
+    """Returns the config with the arguments laid over it, and checked."""
+    cfg = launch.read_config(args)
+    with checks.errors_in_a_line():
+        if args.resume is not None:
+            resume_from(cfg, args.resume)
+        if args.amp:
+            use_mixed_precision(cfg)
+        if args.auto_scale_lr:
+            scale_learning_rate(cfg)
+        checks.check_precision(cfg)
+        checks.check_data(cfg, SPLITS)
+        weights.check_weight_files(cfg)
+    return cfg
+
+
 def main():
     args = parse_args()
-    cfg = launch.read_config(args)
-    if args.resume is not None:
-        resume_from(cfg, args.resume)
-    if args.amp:
-        use_mixed_precision(cfg)
-    if args.auto_scale_lr:
-        scale_learning_rate(cfg)
-    launch.build_runner(cfg).train()
+    cfg = prepare_config(args)
+    runner = launch.build_runner(cfg)
+    with checks.errors_in_a_line():
+        for key, checkpoint, prefix in weights.starting_weights(cfg):
+            weights.check_backbone(runner, key, checkpoint, prefix)
+    if cfg.get('resume'):
+        weights.load_strictly(runner)
+    with checks.missing_images_explained(cfg, SPLITS):
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import pytest
 TOOLS = Path(__file__).parent.parent.parent / 'tools'
 
 
-def run(folder, tool, *arguments):
+def run(folder, tool, *arguments, **environment):
     """Runs a tool in `folder`; returns its exit status and its output."""
     command = [sys.executable, str(TOOLS / tool)]
     if tool.endswith('.sh'):
@@ -20,7 +20,12 @@ def run(folder, tool, *arguments):
     result = subprocess.run(
         [*command, *(str(argument) for argument in arguments)],
         cwd=folder,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable},
+        env={
+            **os.environ,
+            'OMP_NUM_THREADS': '1',
+            'PYTHON': sys.executable,
+            **environment,
+        },
         capture_output=True,
         text=True,
     )
@@ -147,7 +152,7 @@ def test_testing_with_augmentation_prints_a_score(trained):
     assert 'accuracy/top1' in output
 
 
-def test_checkpoint_that_does_not_fit_is_refused(trained):
+def test_head_that_does_not_fit_is_refused(trained):
     folder, _ = trained
     status, output = run(
         folder,
@@ -155,20 +160,37 @@ def test_checkpoint_that_does_not_fit_is_refused(trained):
         'toy.py',
         'work/epoch_1.pth',
         '--cfg-options',
-        'model.backbone.depths=[3,2,1,2]',
+        'model.head.num_classes=3',
     )
     assert status != 0
-    assert 'missing' in output.lower()
+    assert 'size mismatch for head.fc.weight' in output
 
 
 def test_two_processes_train_on_the_cpu(toy):
     status, output = run(
-        toy, 'dist_train.sh', 'toy.py', 2, '--work-dir', 'work_of_two'
+        toy,
+        *('dist_train.sh', 'toy.py', 2, '--work-dir', 'work_of_two'),
+        CUDA_VISIBLE_DEVICES='',
     )
     assert status == 0, output
     assert (toy / 'work_of_two' / 'epoch_1.pth').is_file()
     # Four images, two processes, two images each at a time: one step.
     assert 'Epoch(train) [1][1/1]' in output
+
+
+def test_two_processes_test_on_the_cpu(trained):
+    folder, _ = trained
+    status, output = run(
+        folder,
+        *('dist_test.sh', 'toy.py', 'work/epoch_1.pth', 2),
+        '--out=results/of_two.pkl',
+        CUDA_VISIBLE_DEVICES='',
+    )
+    assert status == 0, output
+    assert 'accuracy/top1' in output
+    with open(folder / 'results' / 'of_two.pkl', 'rb') as file:
+        paths = [sample['img_path'] for sample in pickle.load(file)]
+    assert len(set(paths)) == len(paths) == 4
 
 
 @pytest.mark.parametrize(
