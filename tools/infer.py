@@ -1,0 +1,251 @@
+"""Draws what a model predicts on images and videos."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import checks
+import launch
+from inference import sources as inputs
+
+EPILOG = """\
+A classification config draws a label, a detection config boxes and masks, a
+segmentation config a map of the classes. Put a glob in quotes.
+
+exit status:
+  0  every input was processed
+  1  nothing was: an argument is wrong, or every input is broken
+  2  some inputs were skipped; standard error names each, and why
+"""
+DONE, NOTHING_DONE, SOME_SKIPPED = 0, 1, 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Exits with the status that the help promises for a wrong argument."""
+
+    def error(self, message):
+        self.print_usage(sys.stderr)
+        self.exit(NOTHING_DONE, f'{self.prog}: error: {message}\n')
+
+
+def parse_args(argv=None):
+    parser = Parser(
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'input', metavar='INPUT', help='an image, a folder, a glob or a video'
+    )
+    parser.add_argument(
+        'config',
+        metavar='CONFIG',
+        type=config_file,
+        help='a config of mmpretrain, mmdet or mmseg',
+    )
+    parser.add_argument(
+        'checkpoint',
+        metavar='CHECKPOINT',
+        nargs='?',
+        type=checkpoint_file,
+        help='path or URL of the weights; without it those that the config '
+        'names in load_from or init_cfg',
+    )
+    add_options(parser)
+    return parser.parse_args(argv)
+
+
+def add_options(parser):
+    parser.add_argument(
+        '--out-dir',
+        type=Path,
+        default=Path('results'),
+        metavar='DIR',
+        help='where the pictures go, in the folders of the input '
+        '(default: results)',
+    )
+    parser.add_argument(
+        '--device',
+        type=device_name,
+        default='auto',
+        help='auto (a GPU if there is one; the default), cpu, cuda or cuda:0',
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='images at a time; only neighbours of one size share a batch, '
+        'so it does not change the result (default: 1)',
+    )
+    parser.add_argument(
+        '--json',
+        action='store_true',
+        help='write each prediction beside its picture; for a video a line '
+        'for each frame',
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=fraction,
+        metavar='SCORE',
+        help='detections must score more than this to be drawn and written '
+        '(default: 0.3)',
+    )
+    parser.add_argument(
+        '--palette',
+        choices=('meta', 'distinct'),
+        default='meta',
+        help='colours of the classes: those of the checkpoint or the config '
+        '(default), or hues that lie far apart',
+    )
+    parser.add_argument(
+        '--no-labels',
+        action='store_true',
+        help='leave the class names out of segmentation maps; on large '
+        'images and videos writing them takes longer than all else',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        type=launch.key_and_value,
+        metavar='KEY=VALUE',
+        help='overrides of the config',
+    )
+
+
+def config_file(text):
+    path = launch.existing_config(text)
+    legal = ('.py', '.json', '.yaml', '.yml')
+    if Path(path).suffix not in legal:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no config, which ends in {", ".join(legal)}; was '
+            f'INPUT a glob without quotes?'
+        )
+    return path
+
+
+def checkpoint_file(text):
+    if '://' not in text and not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f'there is no file {text!r}')
+    return text
+
+
+def device_name(text):
+    if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', text):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...'
+        )
+    return text
+
+
+def positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
+    return int(text)
+
+
+def fraction(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not from 0 to 1')
+    return value
+
+
+def choose_device(wanted):
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == 'auto':
+        return 'cuda' if count else 'cpu'
+    if wanted == 'cpu':
+        return wanted
+    index = int(wanted.partition(':')[2] or 0)
+    if index >= count:
+        raise ValueError(
+            f'--device is {wanted!r}, and torch sees {count} GPUs'
+        )
+    return wanted
+
+
+def read_config(args):
+    # The package first: it registers the backbones and mends what a toolbox
+    # would trip over in its own import.
+    import evmamba_mm  # noqa: F401, I001
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(args.config)
+    options = launch.parse_options(args.cfg_options)
+    checks.check_keys(cfg)
+    checks.check_overrides(cfg, options)
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+def load_predictor(args):
+    """Builds the predictor with its weights, names and colours."""
+    cfg = read_config(args)
+    from inference.predictors import build_predictor
+    from inference.weights import find_meta, load_weights
+
+    predictor = build_predictor(cfg, choose_device(args.device))
+    check_options(args, predictor.task)
+    if args.score_thr is not None:
+        predictor.score_thr = args.score_thr
+    if args.no_labels:
+        predictor.with_labels = False
+    model = predictor.model
+    stored = load_weights(model, cfg, args.checkpoint)
+    distinct = args.palette == 'distinct'
+    predictor.use_meta(
+        find_meta(model, stored, cfg, predictor.datasets, distinct)
+    )
+    return predictor
+
+
+def check_options(args, task):
+    if args.score_thr is not None and task != 'detection':
+        raise ValueError(f'--score-thr is for detection, not for {task}')
+    if args.no_labels and task != 'segmentation':
+        raise ValueError(f'--no-labels is for segmentation, not for {task}')
+    if args.palette == 'distinct' and task == 'classification':
+        raise ValueError('--palette is of no use in classification')
+    if args.json and task == 'segmentation':
+        try:
+            import pycocotools  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                '--json needs pycocotools to write masks: '
+                'pip install pycocotools'
+            ) from error
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        collected = inputs.collect(args.input, args.out_dir)
+        sources = inputs.plan(collected, args.out_dir)
+        predictor = load_predictor(args)
+    except (ValueError, ImportError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return NOTHING_DONE
+    from inference.run import Run
+
+    run = Run(predictor, args.batch_size, args.json)
+    run.process(sources)
+    print(
+        f'{run.written} of {len(sources)} written to {args.out_dir}, '
+        f'{run.reported} skipped or incomplete, {collected.left_out} other '
+        f'files left out'
+    )
+    if not run.written:
+        return NOTHING_DONE
+    return SOME_SKIPPED if run.reported else DONE
+
+
+if __name__ == '__main__':
+    sys.exit(main())
