@@ -3,7 +3,7 @@ import torch
 from mmengine.analysis import get_model_complexity_info
 from torch import nn
 
-from evmamba_mm import EfficientVMamba
+from evmamba_mm import ARCHS
 from evmamba_mm.analysis import selective_scan_flops
 from evmamba_mm.ops import selective_scan
 
@@ -25,15 +25,22 @@ def test_scan_counts_by_the_formula():
     assert counted['flops'] == selective_scan_flops(2, 37, 15, 4)
 
 
-class Classifier(nn.Module):
-    def __init__(self, arch):
-        super().__init__()
-        self.backbone = EfficientVMamba(arch)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(self.backbone.norm3.normalized_shape[0], 1000)
+def classifier(arch):
+    """The host's classifier, as the configs build it."""
+    registry = pytest.importorskip('mmpretrain.registry').MODELS
+    import mmpretrain.models  # noqa: F401
 
-    def forward(self, image):
-        return self.fc(self.pool(self.backbone(image)[-1]).flatten(1))
+    width = ARCHS[arch].channels[-1]
+    return registry.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='EfficientVMamba', arch=arch),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type='LinearClsHead', num_classes=1000, in_channels=width
+            ),
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +48,7 @@ class Classifier(nn.Module):
 )
 def test_classifier_flops(arch, gflops):
     counted = get_model_complexity_info(
-        Classifier(arch).eval(),
+        classifier(arch).eval(),
         (3, 224, 224),
         show_table=False,
         show_arch=False,

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,15 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).parent.parent.parent / 'tools'
+
+
+def free_port():
+    """Finds a free port, away from that of a process beside this one."""
+    for port in range(20000 + os.getpid() % 9000, 30000):
+        with socket.socket() as probe:
+            if probe.connect_ex(('127.0.0.1', port)):
+                return port
+    raise AssertionError('every port is in use')
 
 
 def run(folder, tool, *arguments, **environment):
@@ -24,6 +34,7 @@ def run(folder, tool, *arguments, **environment):
             **os.environ,
             'OMP_NUM_THREADS': '1',
             'PYTHON': sys.executable,
+            'PORT': str(free_port()),
             **environment,
         },
         capture_output=True,
