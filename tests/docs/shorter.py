@@ -1,0 +1,56 @@
+"""Prints the arguments that make a command of the page short.
+
+As a script: `shorter.py ARGUMENTS` of the command.
+"""
+
+import sys
+
+LOADERS = tuple(
+    f'{split}_dataloader.{setting}'
+    for split in ('train', 'val', 'test')
+    for setting in ('num_workers=0', 'persistent_workers=False')
+)
+DETECTOR = (
+    *LOADERS,
+    'train_dataloader.batch_size=2',
+    'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+    'val_dataloader.dataset.pipeline.1.scale=(64,64)',
+    'test_dataloader.dataset.pipeline.1.scale=(64,64)',
+    'model.train_cfg.rpn_proposal.max_per_img=50',
+    'model.train_cfg.rcnn.sampler.num=16',
+    'model.test_cfg.rpn.max_per_img=20',
+    'model.test_cfg.rcnn.max_per_img=5',
+    'train_cfg.val_interval=1',
+)
+SEGMENTOR = (
+    *LOADERS,
+    'train_dataloader.batch_size=2',
+    'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+    'train_dataloader.dataset.pipeline.3.crop_size=(32,32)',
+    'val_dataloader.dataset.pipeline.1.scale=(64,64)',
+    'test_dataloader.dataset.pipeline.1.scale=(64,64)',
+    'model.data_preprocessor.size=(32,32)',
+    'model.decode_head.channels=32',
+    'model.auxiliary_head.channels=16',
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'default_hooks.checkpoint.interval=2',
+)
+
+
+def shorter(arguments):
+    """The arguments to append to a command."""
+    if 'tools/make_digits.py' in arguments:
+        return ('--num-train=4', '--num-val=2')
+    if 'my_segmentor.py' in arguments:
+        return ('--cfg-options', *SEGMENTOR)
+    detectors = {'my_detector.py', 'my_neck.py', 'my_grey.py', 'elsewhere.py'}
+    if detectors & set(arguments):
+        epochs = 2 if '--resume' in arguments else 1
+        length = f'train_cfg.max_epochs={epochs}'
+        return ('--cfg-options', *DETECTOR, length)
+    return ()
+
+
+if __name__ == '__main__':
+    print(*shorter(sys.argv[1:]))

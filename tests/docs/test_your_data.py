@@ -1,0 +1,226 @@
+"""docs/your_data.md, followed to the letter on a few small scenes."""
+
+import re
+import shlex
+
+import pytest
+import torch
+
+from evmamba_mm import ARCHS, EfficientVMamba
+
+from ..test_checkpoint import released_like
+from .follow import ROOT, Workplace
+from .page import read_blocks
+from .shorter import shorter
+
+PAGE = ROOT / 'docs' / 'your_data.md'
+RELEASED = 'efficient_vmamba_tiny.ckpt'
+CONVERTED = 'checkpoints/evmamba-tiny_in1k.pth'
+STEM = 'backbone.patch_embed.conv.weight'
+OTHER_NAMES = str(tuple('abcdefghij')).replace(' ', '')
+
+# What the page says of a mistake, and commands that make it.
+TRAIN = 'tools/train.py my_detector.py'
+SEGMENT = 'tools/train.py my_segmentor.py'
+LOAD = 'model.backbone.init_cfg.checkpoint'
+MISTAKES = [
+    (
+        'does not hold the weights of this EfficientVMamba',
+        TRAIN,
+        f'{LOAD}={RELEASED}',
+    ),
+    ('take a checkpoint of arch', TRAIN, 'model.backbone.arch=small'),
+    (
+        '(48, 3, 4, 4) instead of (48, 1, 4, 4)',
+        'tools/train.py my_grey.py',
+        f'{LOAD}={CONVERTED}',
+    ),
+    (
+        'to have 256 channels, but got 48 channels instead',
+        TRAIN,
+        'model.neck.in_channels=[256,512,1024,2048]',
+    ),
+    (
+        'does not matches the length of',
+        TRAIN,
+        'model.roi_head.bbox_head.num_classes=80',
+    ),
+    (
+        'need at least one array to concatenate',
+        TRAIN,
+        f'train_dataloader.dataset.metainfo.classes={OTHER_NAMES}',
+    ),
+    (
+        'need at least one array to concatenate',
+        SEGMENT,
+        'train_dataloader.dataset.img_suffix=.jpg',
+    ),
+    (
+        'is out of bounds',
+        SEGMENT,
+        'model.decode_head.num_classes=2 model.auxiliary_head.num_classes=2',
+    ),
+    (
+        'self.prior_generator.num_levels',
+        'tools/train.py my_neck.py',
+        'model.rpn_head.anchor_generator.strides=[4,8,16,32,64]',
+    ),
+    (
+        'do not match exactly',
+        'tools/test.py my_detector.py work_dirs/my_neck/epoch_1.pth',
+        'work_dir=work_dirs/mistakes',
+    ),
+    ('runs on an accelerator only', f'{TRAIN} --amp', 'work_dir=mistakes'),
+]
+
+
+@pytest.fixture(scope='module')
+def workplace(tmp_path_factory):
+    for name in ('mmdet', 'mmseg', 'mim', 'sklearn'):
+        pytest.importorskip(name, reason=f'{name} is not installed')
+    with Workplace(tmp_path_factory.mktemp('page')) as place:
+        torch.manual_seed(0)
+        weights = released_like(EfficientVMamba('tiny'))
+        weights['classifier.head.weight'] = torch.randn(1000, 384)
+        weights['classifier.head.bias'] = torch.zeros(1000)
+        torch.save(dict(state_dict=weights), place.folder / RELEASED)
+        yield place
+
+
+@pytest.fixture(scope='module')
+def outputs(workplace):
+    """What each bash block printed, by its text, after all have run."""
+    printed = {}
+    for block in read_blocks(PAGE):
+        if block.language == 'python':
+            (workplace.folder / block.file_name).write_text(block.text)
+            continue
+        assert block.language == 'bash', f'line {block.line}'
+        status, output = workplace.run(block.text)
+        assert status == 0, f'line {block.line}:\n{output}'
+        printed[block.text] = output
+    return printed
+
+
+def output_of(outputs, part):
+    (found,) = (text for command, text in outputs.items() if part in command)
+    return found
+
+
+def weights_of(workplace, name):
+    path = workplace.folder / name
+    return torch.load(path, weights_only=False)['state_dict']
+
+
+def test_every_file_of_the_layout_is_there(workplace, outputs):
+    indented = re.findall(
+        r'^ {8}([\w/]+\.(?:json|png))', PAGE.read_text(), re.MULTILINE
+    )
+    assert len(indented) == 8
+    for path in indented:
+        assert (workplace.folder / 'data' / 'mine' / path).is_file(), path
+
+
+def test_training_starts_from_the_converted_weights(workplace, outputs):
+    converted = weights_of(workplace, CONVERTED)
+    trained = weights_of(workplace, 'work_dirs/my_detector/epoch_1.pth')
+    close = dict(atol=1e-4, rtol=0)
+    torch.testing.assert_close(trained[STEM], converted[STEM], **close)
+    assert not torch.equal(trained[STEM], converted[STEM])
+
+
+def test_resumed_training_goes_on(workplace, outputs):
+    assert 'resumed epoch: 1' in output_of(outputs, '--resume')
+    last = workplace.folder / 'work_dirs' / 'my_detector' / 'last_checkpoint'
+    assert last.read_text().endswith('epoch_2.pth')
+
+
+@pytest.mark.parametrize(
+    'name, score', [('my_detector', 'coco/segm_mAP'), ('my_segmentor', 'mIoU')]
+)
+def test_scores_and_pictures_are_there(name, score, workplace, outputs):
+    assert score in output_of(outputs, f'tools/test.py {name}.py')
+    pictures = workplace.folder / 'results' / name
+    assert len([p for p in pictures.rglob('*') if p.is_file()]) == 2
+
+
+def test_another_project_gets_the_standard_width(workplace, outputs):
+    weights = weights_of(workplace, 'work_dirs/elsewhere/epoch_1.pth')
+    assert weights['neck.fpn_convs.0.conv.weight'].shape[0] == 256
+    converted = weights_of(workplace, CONVERTED)
+    close = dict(atol=1e-4, rtol=0)
+    torch.testing.assert_close(weights[STEM], converted[STEM], **close)
+
+
+def test_frozen_stage_stays(workplace, outputs):
+    converted = weights_of(workplace, CONVERTED)
+    trained = weights_of(workplace, 'work_dirs/my_neck/epoch_1.pth')
+    moved = {
+        '.'.join(key.split('.')[:3])
+        for key, value in trained.items()
+        if key in converted and not torch.equal(value, converted[key])
+    }
+    assert 'backbone.stages.1' in moved
+    assert not moved & {'backbone.patch_embed.conv', 'backbone.stages.0'}
+
+
+def test_grey_stem_answers_as_three_equal_channels(workplace, outputs):
+    images = torch.rand(1, 1, 32, 32)
+    results = []
+    for name, channels in (('in1k', 3), ('grey', 1)):
+        backbone = EfficientVMamba('tiny', in_channels=channels).eval()
+        stored = weights_of(workplace, f'checkpoints/evmamba-tiny_{name}.pth')
+        prefix = 'backbone.'
+        backbone.load_state_dict(
+            {
+                key.removeprefix(prefix): value
+                for key, value in stored.items()
+                if key.startswith(prefix)
+            }
+        )
+        with torch.no_grad():
+            (result,) = backbone(images.expand(-1, channels, -1, -1))
+        results.append(result)
+    torch.testing.assert_close(*results, atol=1e-3, rtol=1e-3)
+
+
+def test_classes_in_another_order_are_found(workplace, outputs):
+    status, output = workplace.run(
+        "sed -i.kept \"s/^classes = ('0', '1'/classes = ('1', '0'/\" "
+        'my_detector.py; python check_classes.py || status=$?; '
+        'mv my_detector.py.kept my_detector.py; exit $status'
+    )
+    assert status == 1
+    assert 'train: the json has' in output
+
+
+def test_widths_are_those_of_the_variants():
+    rows = re.findall(
+        r'^\| (\d) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$',
+        PAGE.read_text(),
+        re.MULTILINE,
+    )
+    for index, row in enumerate(rows):
+        sizes = [ARCHS[name].channels[index] for name in ARCHS][1:]
+        assert [int(cell) for cell in row] == [index, 4 << index, *sizes]
+    assert len(rows) == 4
+    assert list(ARCHS)[1:] == ['tiny', 'small', 'base']
+
+
+@pytest.mark.parametrize(
+    'message, command, options',
+    MISTAKES,
+    ids=[f'{m[0]}-{m[2].split("=")[0]}' for m in MISTAKES],
+)
+def test_mistake_is_told_so(message, command, options, workplace, outputs):
+    # After the options that shorten, so that the mistake is the last word.
+    words = [*command.split(), *shorter(command.split()), *options.split()]
+    status, output = workplace.run(f'warm {shlex.join(words)}')
+    assert status != 0
+    assert message in output[-3000:], output[-3000:]
+
+
+def test_every_mistake_of_the_page_is_made():
+    section = PAGE.read_text().partition('## 8.')[2]
+    told = re.findall(r'\| `([^`]+)` \|$', section, re.MULTILINE)
+    assert set(told) == {message for message, _, _ in MISTAKES}
