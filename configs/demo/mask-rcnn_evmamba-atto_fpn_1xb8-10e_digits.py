@@ -1,0 +1,165 @@
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    'mmdet::_base_/schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['evmamba_mm'], allow_failed_imports=False)
+
+data_root = 'data/digits/'
+max_epochs = 10
+metainfo = dict(
+    classes=tuple('0123456789'),
+    palette=[
+        (230, 25, 75),
+        (60, 180, 75),
+        (255, 225, 25),
+        (0, 130, 200),
+        (245, 130, 48),
+        (145, 30, 180),
+        (70, 240, 240),
+        (240, 50, 230),
+        (210, 245, 60),
+        (250, 190, 212),
+    ],
+)
+
+# Every width is a quarter of the standard head's or less: the scenes are
+# small and the network learns from nothing.
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='EfficientVMamba',
+        arch='atto',
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=0.0,
+        init_cfg=None,
+    ),
+    # Batch norm in the neck: without it a detector that starts from nothing
+    # needs far longer.
+    neck=dict(
+        in_channels=[16, 32, 64, 128],
+        out_channels=64,
+        num_outs=4,
+        norm_cfg=dict(type='BN'),
+    ),
+    rpn_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        # The geometric mean of a digit's sides is 14 to 57 pixels, and it is
+        # higher than wide.
+        anchor_generator=dict(
+            _delete_=True,
+            type='AnchorGenerator',
+            octave_base_scale=4,
+            scales_per_octave=2,
+            ratios=[1.0, 2.0],
+            strides=[4, 8, 16, 32],
+        ),
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(
+            in_channels=64,
+            fc_out_channels=256,
+            num_classes=10,
+            reg_class_agnostic=True,
+        ),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(
+            num_convs=2,
+            in_channels=64,
+            conv_out_channels=32,
+            num_classes=10,
+            class_agnostic=True,
+        ),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=100),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5)),
+    ),
+    test_cfg=dict(
+        rpn=dict(nms_pre=200, max_per_img=50),
+        rcnn=dict(max_per_img=20),
+    ),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(160, 160), keep_ratio=True),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(160, 160), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=(
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+        ),
+    ),
+]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='scenes/train/'),
+        filter_cfg=dict(min_size=0),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    dataset=dict(
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='scenes/val/'),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = val_evaluator
+
+train_cfg = dict(max_epochs=max_epochs, val_interval=2)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=0.004, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(
+        type='CosineAnnealingLR',
+        begin=0,
+        end=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    ),
+]
+# 1 GPU x 8 images
+auto_scale_lr = dict(base_batch_size=8)
+
+default_hooks = dict(
+    logger=dict(interval=10),
+    checkpoint=dict(interval=max_epochs),
+)
+visualizer = dict(
+    _delete_=True,
+    type='DetLocalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend')],
+    name='visualizer',
+)
+randomness = dict(seed=0)
