@@ -38,7 +38,7 @@ class Task:
 
 TASKS = {
     'det': Task(
-        'mask-rcnn_evmamba-atto_fpn_1xb8-10e_digits.py',
+        'mask-rcnn_evmamba-atto_fpn_1xb8-8e_digits.py',
         'scenes/val/*.png',
         {
             'coco/bbox_mAP_50': ('box AP50', 0.6),

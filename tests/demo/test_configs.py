@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
-    'mmdet': 'mask-rcnn_evmamba-atto_fpn_1xb8-10e_digits.py',
+    'mmdet': 'mask-rcnn_evmamba-atto_fpn_1xb8-8e_digits.py',
     'mmseg': 'upernet_evmamba-atto_1xb8-8e_digits-128x128.py',
     'mmpretrain': 'evmamba-atto_1xb16-15e_digits.py',
 }

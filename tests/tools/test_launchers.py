@@ -57,7 +57,7 @@ def folder_with_data(tmp_path_factory):
         (
             'mmdet',
             'mmdet',
-            'mask-rcnn_evmamba-atto_fpn_1xb8-10e_digits.py',
+            'mask-rcnn_evmamba-atto_fpn_1xb8-8e_digits.py',
             'coco/segm_mAP_50:',
         ),
         (

@@ -7,7 +7,7 @@ _base_ = [
 custom_imports = dict(imports=['evmamba_mm'], allow_failed_imports=False)
 
 data_root = 'data/digits/'
-max_epochs = 10
+max_epochs = 8
 metainfo = dict(
     classes=tuple('0123456789'),
     palette=[
