@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--out', default='data/digits', help='folder to make')
-    parser.add_argument('--num-train', type=int, default=320, metavar='N')
+    parser.add_argument('--num-train', type=int, default=400, metavar='N')
     parser.add_argument('--num-val', type=int, default=100, metavar='N')
     parser.add_argument(
         '--size', type=int, default=160, help='side of the scenes in pixels'

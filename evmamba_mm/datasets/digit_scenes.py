@@ -35,7 +35,7 @@ _SINGLE_SIZE = 64
 
 def make_digit_scenes(
     out: str | os.PathLike,
-    num_train: int = 320,
+    num_train: int = 400,
     num_val: int = 100,
     size: int = 160,
     seed: int = 0,
