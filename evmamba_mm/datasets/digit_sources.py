@@ -15,7 +15,7 @@ import numpy as np
 _SPLIT_SEED = 20240315
 _VAL_SHARE = 0.2
 _VAL_PHOTO_SHARE = 0.35
-_INSTALL = 'pip install scikit-learn'
+_INSTALL = 'pip install "evmamba_mm[demo]"'
 
 
 @dataclass(frozen=True)
