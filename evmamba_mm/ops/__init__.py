@@ -3,6 +3,21 @@
 from .atrous import atrous_merge, atrous_parameter_sets, atrous_scan
 from .backend import BACKENDS, check_backend
 from .cross import cross_merge, cross_scan
+from .fused import (
+    autocast_dtype,
+    batch_norm_act,
+    depthwise_conv3x3,
+    fold_batch_norm,
+    layer_norm,
+    layer_norm_gate,
+    norm_gate_linear,
+    pooled_layer_norm,
+    pooled_layer_norms,
+    scale_add,
+    split_linear,
+    squeeze_excite,
+    watched,
+)
 from .scan2d import es2d_scan, ss2d_scan
 from .selective_scan import selective_scan
 
@@ -11,10 +26,23 @@ __all__ = [
     'atrous_merge',
     'atrous_parameter_sets',
     'atrous_scan',
+    'autocast_dtype',
+    'batch_norm_act',
     'check_backend',
     'cross_merge',
     'cross_scan',
+    'depthwise_conv3x3',
+    'fold_batch_norm',
     'es2d_scan',
+    'layer_norm',
+    'layer_norm_gate',
+    'norm_gate_linear',
+    'pooled_layer_norm',
+    'pooled_layer_norms',
+    'scale_add',
+    'split_linear',
+    'squeeze_excite',
     'selective_scan',
     'ss2d_scan',
+    'watched',
 ]

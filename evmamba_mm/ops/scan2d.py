@@ -1,17 +1,23 @@
 """Selective scans of a channels-last map: ES2D's and SS2D's.
 
-Here a fused backend would enter: it takes the same arguments as
-:func:`es2d_scan` and :func:`ss2d_scan` and never builds the sequences.
+The fused backend reads the map where it lies. The others build the sequences
+and run :func:`selective_scan` on them.
 
 Shape letters: B batch, H W map, D inner channels, G sequences, K parameter
 sets, N states, R dt rank, L length.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .atrous import atrous_merge, atrous_parameter_sets, atrous_scan
+from .backend import choose_scan2d_backend
 from .cross import cross_merge, cross_scan
+from .scan_cuda import es2d_cuda, kernel_rows, scan2d_cuda
+from .scan_numba import es2d_scan_numba, numba_serves, ss2d_scan_numba
 from .selective_scan import selective_scan
 
 
@@ -43,6 +49,15 @@ def _check_parameters(
                 f'{name} must have shape {shape} for x of shape '
                 f'{tuple(x.shape)}, got {tuple(tensor.shape)}'
             )
+
+
+def _choose(x: Tensor, parameters: Sequence[Tensor], backend: str) -> str:
+    """Backend for a map; one fp64 argument makes the whole scan fp64."""
+    wide = any(p.dtype == torch.float64 for p in parameters)
+    dtype = torch.float64 if wide else x.dtype
+    states = parameters[3].shape[-1]
+    fits = numba_serves(x, *parameters)
+    return choose_scan2d_backend(backend, x.device, dtype, states, fits)
 
 
 def _project_and_scan(
@@ -112,6 +127,11 @@ def es2d_scan(
     sets = atrous_parameter_sets(step_size)
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     _check_parameters(x, min(4, step_size**2), *parameters)
+    backend = _choose(x, parameters, backend)
+    if backend == 'cuda':
+        return es2d_cuda(x, *parameters, step_size)
+    if backend == 'numba':
+        return es2d_scan_numba(x, *parameters, step_size)
     xs = atrous_scan(x, step_size)
     if step_size > 2:
         index = torch.tensor(sets, device=x.device)
@@ -156,5 +176,12 @@ def ss2d_scan(
     """
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     _check_parameters(x, 4, *parameters)
+    backend = _choose(x, parameters, backend)
+    if backend == 'cuda':
+        weight = kernel_rows(x_proj_weight, A_logs.shape[1])
+        proj = F.linear(x, weight.flatten(0, 1))
+        return scan2d_cuda(x, proj, *parameters[1:], 1, cross=True)
+    if backend == 'numba':
+        return ss2d_scan_numba(x, *parameters)
     y = _project_and_scan(cross_scan(x), *parameters, backend)
     return cross_merge(y, x.shape[1], x.shape[2])

@@ -11,6 +11,7 @@ long axis, so what is broadcast over the states stays a whole vector.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +34,18 @@ def _segment_steps(u: Tensor, states: int) -> int:
     return max(16, _target(_SEGMENT_ELEMENTS, u.device) // per_step)
 
 
-def _recur(a: Tensor, b: Tensor) -> None:
-    """Turn ``b`` into ``h[t] = a[t] * h[t - 1] + b[t]`` in place."""
-    for t in range(1, b.shape[0]):
-        torch.addcmul(b[t], a[t], b[t - 1], out=b[t])
+def _recur(decays: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    """Add to each state the one before it times its decay, in place.
+
+    Views of the steps are passed because taking them one by one in the loop
+    costs as much as the arithmetic.
+
+    Args:
+        decays: Decay of each step but the first, (...) each.
+        states: Input of each step, (...) each; overwritten.
+    """
+    for decay, before, state in zip(decays, states, states[1:], strict=False):
+        state.addcmul_(decay, before)
 
 
 def _lanes(b: Tensor) -> int:
@@ -59,7 +68,7 @@ def _linear_scan(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
     steps, lanes = b.shape[0], _lanes(b)
     if lanes < 2:
         b[0] += a[0] * start
-        _recur(a, b)
+        _recur(a.unbind(0)[1:], b.unbind(0))
         return b
     span = math.ceil(steps / lanes)
     pad = span * lanes - steps
@@ -68,7 +77,7 @@ def _linear_scan(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
         b = torch.cat([b, b.new_zeros(pad, *b.shape[1:])])
     a = a.unflatten(0, (lanes, span)).transpose(0, 1)
     local = b.unflatten(0, (lanes, span)).transpose(0, 1).contiguous()
-    _recur(a, local)
+    _recur(a.unbind(0)[1:], local.unbind(0))
     decay = a.cumprod(0)
     entry = torch.empty_like(local[0])
     state = start
@@ -87,8 +96,7 @@ def _linear_scan_back(a: Tensor, b: Tensor) -> Tensor:
         b: What each step adds, (S, ...); overwritten.
     """
     if _lanes(b) < 2:
-        for t in range(b.shape[0] - 2, -1, -1):
-            torch.addcmul(b[t], a[t + 1], b[t + 1], out=b[t])
+        _recur(a.unbind(0)[:0:-1], b.unbind(0)[::-1])
         return b
     later = torch.cat([a[1:], torch.ones_like(a[:1])]).flip(0)
     return _linear_scan(later, b.flip(0), torch.zeros_like(b[0])).flip(0)

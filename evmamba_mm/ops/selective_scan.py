@@ -10,7 +10,10 @@ from torch import Tensor
 from .backend import choose_backend
 from .scan_mamba import scan_mamba
 from .scan_naive import scan_naive
+from .scan_numba import numba_serves, scan_numba
 from .scan_torch import scan_torch
+
+_SCANS = {'naive': scan_naive, 'torch': scan_torch, 'numba': scan_numba}
 
 
 def _check_tensors(tensors: dict[str, Tensor | None], device) -> None:
@@ -84,14 +87,15 @@ def _run(
         x is not None and x.dtype == torch.float64 for x in tensors.values()
     )
     compute = torch.float64 if double else torch.float32
-    name = choose_backend(backend, u.device, compute)
+    fits = numba_serves(*tensors.values())
+    name = choose_backend(backend, u.device, compute, fits)
     with torch.autocast(u.device.type, enabled=False):
         if name == 'mamba_ssm':
             y = scan_mamba(
                 **_kernel_dtypes(tensors), delta_softplus=delta_softplus
             )
         else:
-            scan = scan_naive if name == 'naive' else scan_torch
+            scan = _SCANS[name]
             wide = {
                 key: None if x is None else x.to(compute)
                 for key, x in tensors.items()
@@ -130,8 +134,9 @@ def selective_scan(
         D: Weight of the input in the output, (K*D,).
         delta_bias: Added to ``delta``, (K*D,).
         delta_softplus: Whether ``delta`` goes through softplus.
-        backend: One of 'auto', 'naive', 'torch', 'mamba_ssm'. 'auto' asks the
-            environment variable EVMAMBA_SCAN_BACKEND, then the device.
+        backend: One of 'auto', 'naive', 'torch', 'numba', 'mamba_ssm'. 'auto'
+            asks the environment variable EVMAMBA_SCAN_BACKEND, then the
+            device.
 
     Returns:
         y of shape (B, K*D, L) in the dtype of ``u``.

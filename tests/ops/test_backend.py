@@ -65,7 +65,7 @@ def test_slow_path_on_a_gpu_is_a_warning_with_the_install_line(
     assert scan_mamba.INSTALL_LINE in record.message
 
 
-@pytest.mark.parametrize('name', ['cuda', 'Torch', ''])
+@pytest.mark.parametrize('name', ['cudnn', 'Torch', ''])
 def test_unknown_name_lists_the_legal_ones(name):
     with pytest.raises(ValueError, match='auto, naive, torch, mamba_ssm'):
         choose_backend(name, CPU, torch.float32)

@@ -1,0 +1,32 @@
+"""Ops that read and write each map once, in Triton beside plain torch."""
+
+from .batch_norm import batch_norm_act
+from .choice import FUSED_BACKENDS, autocast_dtype
+from .depthwise import depthwise_conv3x3
+from .fold import fold_batch_norm
+from .gated_linear import norm_gate_linear
+from .group_linear import group_linear
+from .norm import layer_norm, layer_norm_gate
+from .pooled_norm import pooled_layer_norm, pooled_layer_norms
+from .scale_add import scale_add
+from .shortcut import watched
+from .split_linear import split_linear
+from .squeeze_excite import squeeze_excite
+
+__all__ = [
+    'FUSED_BACKENDS',
+    'autocast_dtype',
+    'batch_norm_act',
+    'depthwise_conv3x3',
+    'fold_batch_norm',
+    'group_linear',
+    'layer_norm',
+    'layer_norm_gate',
+    'norm_gate_linear',
+    'pooled_layer_norm',
+    'pooled_layer_norms',
+    'scale_add',
+    'split_linear',
+    'squeeze_excite',
+    'watched',
+]

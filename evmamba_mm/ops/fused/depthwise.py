@@ -1,0 +1,154 @@
+"""Depthwise 3x3 convolution and activation of a channels-last map.
+
+Shape letters: B batch, H W map, C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .choice import autocast_dtype, choose_fused
+from .shortcut import short_call, short_differentiable
+
+ACTIVATIONS = ('none', 'relu', 'gelu', 'silu')
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    from .depthwise_triton import depthwise_forward
+
+    return depthwise_forward(x, weight, bias, activation, dtype)
+
+
+_conv = torch.library.custom_op(
+    'evmamba_mm::depthwise_conv3x3', _forward, mutates_args=()
+)
+
+
+@_conv.register_fake
+def _conv_fake(x, weight, bias, activation, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias (there even if the bias is not)."""
+    from .depthwise_triton import depthwise_backward
+
+    return depthwise_backward(dy, x, weight, bias, activation)
+
+
+_conv_backward = torch.library.custom_op(
+    'evmamba_mm::depthwise_conv3x3_backward', _gradients, mutates_args=()
+)
+_run_backward = short_call(_conv_backward, _gradients)
+
+
+@_conv_backward.register_fake
+def _conv_backward_fake(dy, x, weight, bias, activation):
+    dx = x.new_empty(x.shape)
+    dweight = weight.new_empty(weight.shape)
+    return dx, dweight, weight.new_empty(x.shape[3])
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, ctx.activation, _ = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx, dy):
+    x, weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = _run_backward(dy, x, weight, bias, ctx.activation)
+    dbias = None if bias is None else dbias.to(bias.dtype)
+    return dx, dweight, dbias, None, None
+
+
+_run = short_differentiable(_conv, _forward, _setup_context, _backward)
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> None:
+    if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1:
+        raise ValueError(
+            'x must be a map of shape (B, H, W, C) with H and W of at least '
+            f'1, got shape {tuple(x.shape)}'
+        )
+    channels = x.shape[3]
+    if weight.shape != (channels, 1, 3, 3):
+        raise ValueError(
+            f'weight must have shape ({channels}, 1, 3, 3) for x of shape '
+            f'{tuple(x.shape)}, got {tuple(weight.shape)}'
+        )
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(
+            f'bias must have shape ({channels},) for x of shape '
+            f'{tuple(x.shape)}, got {tuple(bias.shape)}'
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f'activation must be one of {", ".join(ACTIVATIONS)}, got '
+            f'{activation!r}'
+        )
+
+
+def _depthwise_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> Tensor:
+    weight = weight.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    y = F.conv2d(
+        x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[3]
+    ).permute(0, 2, 3, 1)
+    if activation == 'relu':
+        return F.relu(y)
+    if activation == 'gelu':
+        return F.gelu(y)
+    if activation == 'silu':
+        return F.silu(y)
+    return y
+
+
+def depthwise_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = 'none',
+    backend: str = 'auto',
+) -> Tensor:
+    """Convolve each channel by 3x3 at stride 1, then activate.
+
+    The border is zero. The kernel keeps nothing but its input for the
+    backward and computes in fp32.
+
+    Args:
+        x: Map of shape (B, H, W, C), channels innermost in memory; another
+            layout is copied.
+        weight: As of ``nn.Conv2d`` with C groups, (C, 1, 3, 3).
+        bias: (C,) or None.
+        activation: One of :data:`ACTIVATIONS`; 'gelu' is the exact one.
+        backend: See :func:`evmamba_mm.ops.fused.choice.choose_fused`.
+
+    Returns:
+        Map of shape (B, H, W, C) in the autocast dtype, or else x's.
+
+    Raises:
+        ValueError: If a shape or the activation is not legal, or as
+            ``choose_fused``.
+        ImportError: As ``choose_fused``.
+    """
+    _check(x, weight, bias, activation)
+    dtype = autocast_dtype(x)
+    if choose_fused(x, backend) == 'torch':
+        return _depthwise_torch(x, weight, bias, activation).to(dtype)
+    return _run(x, weight, bias, activation, dtype)

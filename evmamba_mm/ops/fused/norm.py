@@ -1,0 +1,188 @@
+"""Layer norm over the last dimension, alone or times a gate.
+
+Shape letters: C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .choice import autocast_dtype, choose_fused
+from .shortcut import short_call, short_differentiable
+from .tiles import empty_gradient
+
+
+def _forward(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    from .norm_triton import forward
+
+    return forward(x, gate, weight, bias, eps, dtype)
+
+
+_layer_norm = torch.library.custom_op(
+    'evmamba_mm::layer_norm', _forward, mutates_args=()
+)
+
+
+@_layer_norm.register_fake
+def _(x, gate, weight, bias, eps, dtype):
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+def _backward(
+    dout: Tensor,
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of the gate, and of weight and bias in one tensor."""
+    from .norm_triton import backward
+
+    return backward(dout, x, gate, weight, bias, eps)
+
+
+_layer_norm_backward = torch.library.custom_op(
+    'evmamba_mm::layer_norm_backward', _backward, mutates_args=()
+)
+_run_backward = short_call(_layer_norm_backward, _backward)
+
+
+@_layer_norm_backward.register_fake
+def _(dout, x, gate, weight, bias, eps):
+    return (
+        empty_gradient(x, x),
+        empty_gradient(gate, x),
+        x.new_empty((2, x.shape[-1]), dtype=torch.float32),
+    )
+
+
+def _keep(ctx, inputs, output):
+    x, gate, weight, bias, ctx.eps, _ = inputs
+    ctx.save_for_backward(x, gate, weight, bias)
+
+
+def _differentiate(ctx, dout):
+    x, gate, weight, bias = ctx.saved_tensors
+    dx, dgate, (dweight, dbias) = _run_backward(
+        dout, x, gate, weight, bias, ctx.eps
+    )
+    return (
+        dx,
+        None if gate is None else dgate,
+        dweight.to(weight.dtype),
+        dbias.to(bias.dtype),
+        None,
+        None,
+    )
+
+
+_run = short_differentiable(_layer_norm, _forward, _keep, _differentiate)
+
+
+def norm_twin(
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """The same by plain torch, in fp32 or fp64."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        y = F.layer_norm(
+            x.to(compute),
+            x.shape[-1:],
+            weight.to(compute),
+            bias.to(compute),
+            eps,
+        )
+        return y if gate is None else y * F.silu(gate.to(compute))
+
+
+def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Refuse parameters that do not fit the channels of ``x``."""
+    for name, parameter in (('weight', weight), ('bias', bias)):
+        if parameter.shape != x.shape[-1:]:
+            raise ValueError(
+                f'{name} must have shape {tuple(x.shape[-1:])} for x of shape '
+                f'{tuple(x.shape)}, got {tuple(parameter.shape)}'
+            )
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    backend: str = 'auto',
+) -> Tensor:
+    """Layer norm over the last dimension.
+
+    Args:
+        x: Tokens, (..., C).
+        weight: Scale of each channel, (C,).
+        bias: Shift of each channel, (C,).
+        eps: Added to the variance.
+        backend: One of 'auto', 'torch', 'triton'. 'auto' asks the environment
+            variable EVMAMBA_FUSED_BACKEND, then the tensor.
+
+    Returns:
+        Tensor of the shape of ``x``, in the autocast dtype if autocast is on,
+        else in that of ``x``.
+
+    Raises:
+        ValueError: If a shape does not fit, or the backend is unknown or
+            cannot serve ``x``.
+        ImportError: If the chosen backend is not installed.
+
+    Source: Layer Normalization (arXiv:1607.06450).
+    """
+    check_norm(x, weight, bias)
+    dtype = autocast_dtype(x)
+    if choose_fused(x, backend) == 'triton':
+        return _run(x, None, weight, bias, eps, dtype)
+    return norm_twin(x, None, weight, bias, eps).to(dtype)
+
+
+def layer_norm_gate(
+    y: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    backend: str = 'auto',
+) -> Tensor:
+    """Layer norm over the last dimension, times ``silu(gate)``.
+
+    Args:
+        y: Tokens, (..., C).
+        gate: Gate before its activation, of the shape of ``y``.
+        weight: Scale of each channel, (C,).
+        bias: Shift of each channel, (C,).
+        eps: Added to the variance.
+        backend: See :func:`layer_norm`.
+
+    Returns:
+        Tensor of the shape of ``y``, in the autocast dtype if autocast is on,
+        else in that of ``y``.
+
+    Raises:
+        ValueError: As :func:`layer_norm`.
+        ImportError: As :func:`layer_norm`.
+
+    Source: VMamba (arXiv:2401.10166), the output of its mixer.
+    """
+    check_norm(y, weight, bias)
+    if gate.shape != y.shape:
+        raise ValueError(
+            f'gate must have the shape of y, {tuple(y.shape)}, got '
+            f'{tuple(gate.shape)}'
+        )
+    dtype = autocast_dtype(y)
+    if choose_fused(y, backend) == 'triton':
+        return _run(y, gate, weight, bias, eps, dtype)
+    return norm_twin(y, gate, weight, bias, eps).to(dtype)

@@ -1,0 +1,230 @@
+"""Kernels of the layer norm and of its gated form.
+
+A program holds whole rows in registers, so the statistics cost no memory
+traffic; the backward computes them again rather than reading them.
+
+Shape letters: T tokens, C channels, P programs.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .tiles import (
+    as_rows,
+    empty_gradient,
+    on_device_of,
+    row_tile,
+    split_rows,
+)
+
+_MOST_PARTIAL_SUMS = 1056
+
+
+@triton.jit
+def normalise(x, inside, eps, C: tl.constexpr):
+    """Rows of mean 0 and variance 1, zero outside, and 1 / deviation."""
+    mean = tl.sum(x, axis=1) / C
+    centred = tl.where(inside[None, :], x - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
+    return centred * rstd[:, None], rstd
+
+
+@triton.jit
+def load_rows(x_ptr, rows, stride, columns, mask):
+    """Tile in fp32 with zeros outside of the mask."""
+    places = x_ptr + rows[:, None] * stride + columns[None, :]
+    return tl.load(places, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_rows(x_ptr, rows, stride, columns, mask, values):
+    """Write a tile in the dtype of its place."""
+    places = x_ptr + rows[:, None] * stride + columns[None, :]
+    tl.store(places, values.to(x_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _forward_kernel(
+    out_ptr,
+    x_ptr,
+    gate_ptr,
+    weight_ptr,
+    bias_ptr,
+    tokens,
+    x_stride,
+    gate_stride,
+    steps,
+    eps,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    columns = tl.arange(0, COLUMNS)
+    inside = columns < C
+    weight = tl.load(weight_ptr + columns, inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + columns, inside, other=0.0).to(tl.float32)
+    first = tl.program_id(0).to(tl.int64) * steps * ROWS
+    for step in range(steps):
+        rows = first + step * ROWS + tl.arange(0, ROWS)
+        mask = (rows < tokens)[:, None] & inside[None, :]
+        x = load_rows(x_ptr, rows, x_stride, columns, mask)
+        if GATED:
+            gate = load_rows(gate_ptr, rows, gate_stride, columns, mask)
+        normed, _ = normalise(x, inside, eps, C)
+        out = normed * weight[None, :] + bias[None, :]
+        if GATED:
+            out *= gate * tl.sigmoid(gate)
+        store_rows(out_ptr, rows, C, columns, mask, out)
+
+
+@triton.jit
+def _backward_kernel(
+    dx_ptr,
+    dgate_ptr,
+    sums_ptr,
+    dout_ptr,
+    x_ptr,
+    gate_ptr,
+    weight_ptr,
+    bias_ptr,
+    tokens,
+    dout_stride,
+    x_stride,
+    gate_stride,
+    steps,
+    eps,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    columns = tl.arange(0, COLUMNS)
+    inside = columns < C
+    weight = tl.load(weight_ptr + columns, inside, other=0.0).to(tl.float32)
+    if GATED:
+        bias = tl.load(bias_ptr + columns, inside, other=0.0).to(tl.float32)
+    dweight = tl.zeros((ROWS, COLUMNS), tl.float32)
+    dbias = tl.zeros((ROWS, COLUMNS), tl.float32)
+    first = tl.program_id(0).to(tl.int64) * steps * ROWS
+    for step in range(steps):
+        rows = first + step * ROWS + tl.arange(0, ROWS)
+        mask = (rows < tokens)[:, None] & inside[None, :]
+        x = load_rows(x_ptr, rows, x_stride, columns, mask)
+        dout = load_rows(dout_ptr, rows, dout_stride, columns, mask)
+        if GATED:
+            gate = load_rows(gate_ptr, rows, gate_stride, columns, mask)
+        normed, rstd = normalise(x, inside, eps, C)
+        if GATED:
+            open_ = tl.sigmoid(gate)
+            affine = normed * weight[None, :] + bias[None, :]
+            dgate = dout * affine * open_ * (1 + gate * (1 - open_))
+            store_rows(dgate_ptr, rows, C, columns, mask, dgate)
+            dout *= gate * open_
+        dweight += dout * normed
+        dbias += dout
+        dnormed = dout * weight[None, :]
+        along = tl.sum(dnormed * normed, axis=1) / C
+        level = tl.sum(dnormed, axis=1) / C
+        dx = dnormed - level[:, None] - normed * along[:, None]
+        store_rows(dx_ptr, rows, C, columns, mask, dx * rstd[:, None])
+    places = sums_ptr + tl.program_id(0) * (2 * C) + columns
+    tl.store(places, tl.sum(dweight, axis=0), mask=inside)
+    tl.store(places + C, tl.sum(dbias, axis=0), mask=inside)
+
+
+def forward(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Launch the forward; see :func:`.norm.layer_norm_gate`."""
+    channels = x.shape[-1]
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    x = as_rows(x, (-1, channels))
+    gated = gate is not None
+    gate = as_rows(gate, (-1, channels)) if gated else x
+    tile = row_tile(channels)
+    programs, steps = split_rows(x.shape[0], tile.rows, at_least=8)
+    if programs == 0:
+        return out
+    with on_device_of(x):
+        _forward_kernel[(programs,)](
+            out,
+            x,
+            gate,
+            weight.contiguous(),
+            bias.contiguous(),
+            x.shape[0],
+            x.stride(0),
+            gate.stride(0),
+            steps,
+            eps,
+            channels,
+            tile.rows,
+            tile.columns,
+            gated,
+            num_warps=tile.warps,
+        )
+    return out
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the backward.
+
+    Returns:
+        Gradients of x, of the gate (an empty tensor without one), and of
+        weight and bias, (2, C) in fp32.
+    """
+    channels = x.shape[-1]
+    gated = gate is not None
+    dx, dgate = empty_gradient(x, x), empty_gradient(gate, x)
+    dout, x = (as_rows(map_, (-1, channels)) for map_ in (dout, x))
+    gate = as_rows(gate, (-1, channels)) if gated else x
+    tile = row_tile(channels)
+    programs, steps = split_rows(
+        x.shape[0],
+        tile.rows,
+        at_least=16,
+        waves=2,
+        programs=_MOST_PARTIAL_SUMS,
+    )
+    sums = torch.empty(
+        (programs, 2, channels), dtype=torch.float32, device=x.device
+    )
+    if programs > 0:
+        with on_device_of(x):
+            _backward_kernel[(programs,)](
+                dx,
+                dgate,
+                sums,
+                dout,
+                x,
+                gate,
+                weight.contiguous(),
+                bias.contiguous(),
+                x.shape[0],
+                dout.stride(0),
+                x.stride(0),
+                gate.stride(0),
+                steps,
+                eps,
+                channels,
+                tile.rows,
+                tile.columns,
+                gated,
+                num_warps=tile.warps,
+            )
+    return dx, dgate, sums.sum(0)

@@ -1,0 +1,57 @@
+"""Two linear maps of the same tokens.
+
+Shape letters: C channels, D outputs of each half.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .choice import autocast_dtype
+from .shortcut import watched
+
+
+class _SplitLinear(torch.autograd.Function):
+    """The halves, with one gradient of the tokens written once."""
+
+    @staticmethod
+    def forward(ctx, x, weight, dtype):
+        x, narrow = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, narrow)
+        ctx.weight_dtype = weight.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return tuple(F.linear(x, w) for w in narrow.chunk(2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dleft, dright):
+        x, weight = ctx.saved_tensors
+        left, right = weight.chunk(2)
+        dleft, dright = dleft.flatten(0, -2), dright.flatten(0, -2)
+        dx = (dleft @ left).addmm_(dright, right)
+        tokens = x.flatten(0, -2)
+        dweight = torch.cat([dleft.T @ tokens, dright.T @ tokens])
+        return dx.view_as(x), dweight.to(ctx.weight_dtype), None
+
+
+def split_linear(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply the upper and the lower half of a weight.
+
+    Unlike the halves of one product, these are contiguous, and their
+    gradients need not be copied into each other.
+
+    Args:
+        x: Tokens, (..., C).
+        weight: (2D, C).
+
+    Returns:
+        Two tensors (..., D), in the autocast dtype if autocast is on.
+    """
+    dtype = autocast_dtype(x)
+    plain = not x.is_cuda or not torch.is_grad_enabled() or watched()
+    # The gradient of x must have its dtype, so a cast is left to autograd.
+    if plain or x.dtype != dtype:
+        left, right = weight.chunk(2)
+        return F.linear(x, left), F.linear(x, right)
+    return _SplitLinear.apply(x, weight, dtype)

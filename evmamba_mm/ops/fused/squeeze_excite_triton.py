@@ -1,0 +1,253 @@
+"""Kernels of the channel attention.
+
+The map is read twice and written once: for the sums of its channels, and to
+scale them. The two small products between are torch's.
+
+Shape letters: B batch, H W map, C channels, E hidden channels, P programs of
+a batch entry's block of channels.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .norm_triton import load_rows, store_rows
+from .tiles import (
+    Tile,
+    as_rows,
+    empty_gradient,
+    on_device_of,
+    row_tile,
+    split_rows,
+)
+
+# A block of channels is enough for whole memory sectors, and makes enough
+# programs of the small and wide maps that are the rule here.
+_MOST_COLUMNS = 128
+_TILE_ELEMENTS = 4096
+
+
+@triton.jit
+def _place(
+    programs,
+    program_rows,
+    C: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Channels, batch entry and first row of this program, and its share."""
+    program = tl.program_id(0)
+    blocks: tl.constexpr = (C + COLUMNS - 1) // COLUMNS
+    columns = program % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    share = (program // blocks).to(tl.int64)
+    entry = share // programs
+    return columns, entry, share % programs * program_rows, share
+
+
+@triton.jit
+def _sum_kernel(
+    sums_ptr,
+    x_ptr,
+    dout_ptr,
+    logits_ptr,
+    tokens,
+    programs,
+    x_batch_stride,
+    x_stride,
+    dout_batch_stride,
+    dout_stride,
+    steps,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    columns, entry, first, share = _place(programs, steps * ROWS, C, COLUMNS)
+    inside = columns < C
+    x_ptr += entry * x_batch_stride
+    if dout_ptr is not None:
+        dout_ptr += entry * dout_batch_stride
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(steps):
+        rows = first + step * ROWS + tl.arange(0, ROWS)
+        mask = (rows < tokens)[:, None] & inside[None, :]
+        x = load_rows(x_ptr, rows, x_stride, columns, mask)
+        if dout_ptr is not None:
+            x *= load_rows(dout_ptr, rows, dout_stride, columns, mask)
+        total += x
+    result = tl.sum(total, axis=0)
+    if dout_ptr is None:
+        result /= tokens
+    else:
+        logits = tl.load(logits_ptr + entry * C + columns, inside, other=0.0)
+        gate = tl.sigmoid(logits)
+        result *= gate * (1 - gate)
+    tl.store(sums_ptr + share * C + columns, result, mask=inside)
+
+
+@triton.jit
+def _scale_kernel(
+    out_ptr,
+    x_ptr,
+    logits_ptr,
+    dpooled_ptr,
+    tokens,
+    programs,
+    batch_stride,
+    row_stride,
+    steps,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    columns, entry, first, _ = _place(programs, steps * ROWS, C, COLUMNS)
+    inside = columns < C
+    logits = tl.load(logits_ptr + entry * C + columns, inside, other=0.0)
+    gate = tl.sigmoid(logits)
+    shift = tl.zeros((COLUMNS,), tl.float32)
+    if dpooled_ptr is not None:
+        place = dpooled_ptr + entry * C + columns
+        shift = tl.load(place, inside, other=0.0) / tokens
+    x_ptr += entry * batch_stride
+    out_ptr += entry * tokens * C
+    for step in range(steps):
+        rows = first + step * ROWS + tl.arange(0, ROWS)
+        mask = (rows < tokens)[:, None] & inside[None, :]
+        x = load_rows(x_ptr, rows, row_stride, columns, mask)
+        out = x * gate[None, :] + shift[None, :]
+        store_rows(out_ptr, rows, C, columns, mask, out)
+
+
+def _cut(
+    shape: tuple[int, int, int], at_least: int, waves: int
+) -> tuple[Tile, int, int, int]:
+    """Tile, blocks of channels, programs of a block, and their steps."""
+    batch, tokens, channels = shape
+    tile = row_tile(min(channels, _MOST_COLUMNS), _TILE_ELEMENTS)
+    blocks = -(-channels // tile.columns)
+    programs, steps = split_rows(
+        tokens, tile.rows, at_least, groups=batch * blocks, waves=waves
+    )
+    return tile, blocks, programs, min(steps, -(-tokens // tile.rows))
+
+
+def _channel_sums(
+    x: Tensor, dout: Tensor | None = None, logits: Tensor | None = None
+) -> Tensor:
+    """Mean of x, or with ``dout`` the gradient of the logits, (B, C)."""
+    batch, _, channels = shape = x.shape
+    tile, blocks, programs, steps = _cut(shape, at_least=256, waves=2)
+    sums = torch.empty(
+        (batch, programs, channels), dtype=torch.float32, device=x.device
+    )
+    if batch > 0:
+        with on_device_of(x):
+            _sum_kernel[(batch * programs * blocks,)](
+                sums,
+                x,
+                dout,
+                logits,
+                shape[1],
+                programs,
+                *x.stride()[:2],
+                *(x if dout is None else dout).stride()[:2],
+                steps,
+                channels,
+                tile.rows,
+                tile.columns,
+                num_warps=tile.warps,
+            )
+    return sums.view(batch, channels) if programs == 1 else sums.sum(1)
+
+
+def _scale(
+    out: Tensor, x: Tensor, logits: Tensor, dpooled: Tensor | None = None
+) -> None:
+    """Write ``x * sigmoid(logits)``, and the share of the mean's gradient."""
+    batch, tokens, channels = x.shape
+    tile, blocks, programs, steps = _cut(x.shape, at_least=64, waves=4)
+    if batch > 0:
+        with on_device_of(x):
+            _scale_kernel[(batch * programs * blocks,)](
+                out,
+                x,
+                logits,
+                dpooled,
+                tokens,
+                programs,
+                *x.stride()[:2],
+                steps,
+                channels,
+                tile.rows,
+                tile.columns,
+                num_warps=tile.warps,
+            )
+
+
+# Autocast leaves alone what is written to a given tensor: the two products
+# stay in fp32, and nothing casts the weights.
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    out = x.new_empty((x.shape[0], weight.shape[0]))
+    return torch.addmm(bias.float(), x, weight.float().t(), out=out)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    out = a.new_empty((a.shape[0], b.shape[1]))
+    return torch.mm(a, b.float(), out=out)
+
+
+def forward(
+    x: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the forward.
+
+    Returns:
+        The scaled map; then in fp32 the mean of the map (B, C), the hidden
+        channels after their ReLU (B, E) and the gates before their sigmoid
+        (B, C).
+    """
+    batch, height, width, channels = x.shape
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    x = as_rows(x, (batch, height * width, channels))
+    pooled = _channel_sums(x)
+    hidden = _affine(pooled, reduce_weight, reduce_bias).relu_()
+    logits = _affine(hidden, expand_weight, expand_bias)
+    _scale(out, x, logits)
+    return out, pooled, hidden, logits
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    pooled: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Launch the backward.
+
+    Returns:
+        Gradients of the map, and in fp32 of the weight and the bias of each
+        product.
+    """
+    batch, height, width, channels = x.shape
+    dx = empty_gradient(x, x)
+    shape = (batch, height * width, channels)
+    dout, x = as_rows(dout, shape), as_rows(x, shape)
+    dlogits = _channel_sums(x, dout, logits)
+    dhidden = torch.ops.aten.threshold_backward(
+        _product(dlogits, expand_weight), hidden, 0
+    )
+    _scale(dx, dout, logits, _product(dhidden, reduce_weight))
+    return (
+        dx,
+        _product(dhidden.t(), pooled),
+        dhidden.sum(0),
+        _product(dlogits.t(), hidden),
+        dlogits.sum(0),
+    )

@@ -1,0 +1,218 @@
+"""Compiles the CUDA sources at run time and launches what comes out.
+
+NVRTC and the driver are reached through NVIDIA's own Python package
+``cuda-bindings``, which torch for CUDA brings along; no compiler is needed on
+the user's machine. What was compiled once is kept on disk.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+INSTALL_LINE = 'pip install cuda-bindings'
+CACHE_VARIABLE = 'EVMAMBA_CACHE_DIR'
+_SOURCES = Path(__file__).parent
+_HEADER = 'common.cuh'
+# Without it a block gets 48 KB of shared memory.
+_LARGE_SHARED_MEMORY = 48 * 1024
+
+_logger = logging.getLogger('evmamba_mm')
+
+
+@functools.cache
+def compiler_installed() -> bool:
+    """Whether ``cuda-bindings`` can be found, without loading it."""
+    return util.find_spec('cuda') is not None and (
+        util.find_spec('cuda.bindings') is not None
+    )
+
+
+def _bindings() -> tuple[ModuleType, ModuleType]:
+    try:
+        from cuda.bindings import driver, nvrtc
+    except ImportError as error:
+        raise ImportError(
+            "backend 'cuda' compiles its kernels through cuda-bindings, "
+            f'which could not be imported: {error}. Install it with: '
+            f'{INSTALL_LINE}'
+        ) from error
+    return driver, nvrtc
+
+
+def _checked(result: tuple) -> object:
+    """The value of a call to the bindings, whose status comes first."""
+    status, *values = result
+    if int(status) != 0:
+        raise RuntimeError(f'{type(status).__name__}: {status.name}')
+    return values[0] if len(values) == 1 else values
+
+
+def compile_source(
+    name: str, constants: Mapping[str, int], architecture: str
+) -> tuple[bytes, str]:
+    """Machine code of one source file, and what the compiler said.
+
+    Args:
+        name: File of this folder.
+        constants: Preprocessor definitions.
+        architecture: Such as ``sm_90``.
+
+    Raises:
+        RuntimeError: If it does not compile, with the compiler's log.
+    """
+    nvrtc = _bindings()[1]
+    program = _checked(
+        nvrtc.nvrtcCreateProgram(
+            (_SOURCES / name).read_bytes(),
+            name.encode(),
+            1,
+            [(_SOURCES / _HEADER).read_bytes()],
+            [_HEADER.encode()],
+        )
+    )
+    options = [
+        f'--gpu-architecture={architecture}',
+        '--std=c++17',
+        '--device-as-default-execution-space',
+        '--ptxas-options=-v',
+        *(f'-D{key}={value}' for key, value in constants.items()),
+    ]
+    options = [option.encode() for option in options]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    size = _checked(nvrtc.nvrtcGetProgramLogSize(program))
+    log = b' ' * size
+    _checked(nvrtc.nvrtcGetProgramLog(program, log))
+    text = log.decode(errors='replace').strip('\0 \n')
+    if int(status) != 0:
+        raise RuntimeError(f'{name} did not compile: {status.name}\n{text}')
+    code = b' ' * _checked(nvrtc.nvrtcGetCUBINSize(program))
+    _checked(nvrtc.nvrtcGetCUBIN(program, code))
+    _checked(nvrtc.nvrtcDestroyProgram(program))
+    return code, text
+
+
+def _cache_folder() -> Path:
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given)
+    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(base) / 'evmamba_mm'
+
+
+def _key(name: str, constants: Mapping, architecture: str) -> str:
+    version = _checked(_bindings()[1].nvrtcVersion())
+    digest = hashlib.sha256(
+        repr((sorted(constants.items()), architecture, version)).encode()
+    )
+    for file in (name, _HEADER):
+        digest.update((_SOURCES / file).read_bytes())
+    return digest.hexdigest()
+
+
+def _compiled(
+    name: str, constants: Mapping[str, int], architecture: str
+) -> bytes:
+    """Machine code from the disk, or compiled and put there."""
+    path = _cache_folder() / f'{_key(name, constants, architecture)}.cubin'
+    if path.is_file():
+        return path.read_bytes()
+    _logger.info('compiling %s for %s, once', name, architecture)
+    code = compile_source(name, constants, architecture)[0]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may compile at once; a rename is never half done.
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, delete=False
+        ) as file:
+            file.write(code)
+        os.replace(file.name, path)
+    except OSError as error:
+        _logger.warning('compiled kernels cannot be kept: %s', error)
+    return code
+
+
+@functools.cache
+def _architecture(device: int) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f'sm_{major}{minor}'
+
+
+@functools.cache
+def _library(
+    name: str, constants: tuple[tuple[str, int], ...], architecture: str
+) -> object:
+    driver = _bindings()[0]
+    code = _compiled(name, dict(constants), architecture)
+    return _checked(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
+
+
+@functools.cache
+def load_kernel(
+    name: str,
+    function: str,
+    constants: tuple[tuple[str, int], ...],
+    shared_bytes: int,
+    device: int,
+) -> object:
+    """A kernel, ready to launch on a device.
+
+    Args:
+        name: Source file.
+        function: Kernel in it.
+        constants: Preprocessor definitions, as pairs.
+        shared_bytes: Dynamic shared memory that it will be launched with.
+        device: Index of the GPU.
+
+    Raises:
+        ImportError: If cuda-bindings is missing.
+        RuntimeError: If the compiler or the driver refuses.
+    """
+    driver = _bindings()[0]
+    library = _library(name, constants, _architecture(device))
+    kernel = _checked(driver.cuLibraryGetKernel(library, function.encode()))
+    if shared_bytes > _LARGE_SHARED_MEMORY:
+        attribute = driver.CUfunction_attribute
+        _checked(
+            driver.cuKernelSetAttribute(
+                attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                shared_bytes,
+                kernel,
+                driver.CUdevice(device),
+            )
+        )
+    return driver.CUfunction(int(kernel))
+
+
+def launch(
+    kernel: object,
+    blocks: int,
+    threads: int,
+    shared_bytes: int,
+    arguments: tuple[ctypes.Structure | ctypes._SimpleCData, ...],
+) -> None:
+    """Launch on torch's current stream of the current device."""
+    driver = _bindings()[0]
+    pointers = (ctypes.c_void_p * len(arguments))(
+        *(ctypes.addressof(argument) for argument in arguments)
+    )
+    stream = torch.cuda.current_stream().cuda_stream
+    _checked(
+        driver.cuLaunchKernel(
+            kernel,
+            *(blocks, 1, 1),
+            *(threads, 1, 1),
+            shared_bytes,
+            stream,
+            ctypes.addressof(pointers),
+            0,
+        )
+    )
