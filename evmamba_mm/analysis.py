@@ -35,8 +35,22 @@ def _scan_handle(inputs: list, outputs: list) -> int:
     return selective_scan_flops(batch, length, channels, states, with_d)
 
 
+def _numba_map_handle(inputs: list, outputs: list) -> int:
+    """Count the projections and the scan of (x, x_proj, dt_projs, ...)."""
+    batch, height, width, channels = get_shape(inputs[0])
+    columns, rank = get_shape(inputs[1])[1], get_shape(inputs[2])[2]
+    states = get_shape(inputs[4])[1]
+    # The scan by groups reads a cell once and has a step size as argument.
+    readings = 1 if len(inputs) == 7 else 4
+    cells = readings * batch * height * width
+    projections = cells * channels * (columns + rank)
+    return projections + selective_scan_flops(1, cells, channels, states)
+
+
 def register_flop_handles() -> None:
     """Add the scan's operations to mmengine's table."""
     table = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
-    for name in ('selective_scan', 'selective_scan_mamba'):
-        table[f'evmamba_mm::{name}'] = _scan_handle
+    for name in ('', '_mamba', '_numba'):
+        table[f'evmamba_mm::selective_scan{name}'] = _scan_handle
+    for name in ('es2d_scan_numba', 'ss2d_scan_numba'):
+        table[f'evmamba_mm::{name}'] = _numba_map_handle

@@ -1,8 +1,10 @@
 """Keys of the released checkpoints, translated; dict to dict, no model needed.
 
-The released model counts modules without parameters, so its stages are
+EfficientVMamba counts modules without parameters, so its stages are
 ``layers.S.blocks.N`` when they scan and ``layers.S.N`` (from 1) when they
 convolve, and a merging is ``downsample`` or the number after the blocks'.
+VMamba's first version says ``layers.S.blocks.N`` with ``ln_1`` and
+``self_attention`` inside. Vim's names are this package's.
 """
 
 import re
@@ -11,29 +13,74 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-# In the order they are tried; the first that matches a key renames it.
-_RENAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r'patch_embed\.0\.(.+)', r'patch_embed.conv.\1'),
-        (r'patch_embed\.2\.(.+)', r'patch_embed.norm.\1'),
-        (
-            r'layers\.(\d+)\.blocks\.(\d+)\.op\.(.+)',
-            r'stages.\1.\2.mixer.\3',
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a released model names its weights.
+
+    Args:
+        renames: Pattern and replacement of the backbone's keys, in the order
+            they are tried; the first that matches a whole key renames it.
+        head: Name of the classifier's last layer.
+        norm: Name of the norm before it, where it becomes an output norm.
+        mark: Pattern of a key that no other layout has.
+    """
+
+    renames: tuple[tuple[str, str], ...]
+    head: str
+    norm: str | None
+    mark: str
+
+
+_BLOCK = r'layers\.(\d+)\.blocks\.(\d+)'
+# The first layout whose mark is there is taken.
+_LAYOUTS = {
+    'VMamba': _Layout(
+        renames=(
+            (r'patch_embed\.proj\.(.+)', r'patch_embed.conv.\1'),
+            (r'patch_embed\.norm\.(.+)', r'patch_embed.norm.\1'),
+            (_BLOCK + r'\.ln_1\.(.+)', r'stages.\1.\2.norm.\3'),
+            (_BLOCK + r'\.self_attention\.(.+)', r'stages.\1.\2.mixer.\3'),
+            (
+                r'layers\.(\d+)\.downsample\.(reduction\..+|norm\..+)',
+                r'downsamples.\1.\2',
+            ),
         ),
-        (r'layers\.(\d+)\.blocks\.(\d+)\.(.+)', r'stages.\1.\2.\3'),
-        (
-            r'layers\.(\d+)\.(?:downsample|\d+)\.(reduction\..+|norm\..+)',
-            r'downsamples.\1.\2',
+        head='head',
+        norm='norm',
+        mark=_BLOCK + r'\.(ln_1|self_attention)\..+',
+    ),
+    'Vim': _Layout(
+        renames=(
+            (
+                r'(cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|'
+                r'norm_f\.weight|layers\.\d+\.(norm\.weight|mixer\.(A_log|'
+                r'A_b_log|D|D_b|((in|x|dt|out)_proj|conv1d)(_b)?\.(weight|'
+                r'bias))))',
+                r'\1',
+            ),
         ),
-    )
-)
-_INVERTED_RESIDUAL = re.compile(r'layers\.(\d+)\.(\d+)\.((?:conv|se).+)')
-_HEAD = {
-    'classifier.head.weight': 'head.fc.weight',
-    'classifier.head.bias': 'head.fc.bias',
+        head='head',
+        norm=None,
+        mark=r'layers\.\d+\.mixer\..+',
+    ),
+    'EfficientVMamba': _Layout(
+        renames=(
+            (r'patch_embed\.0\.(.+)', r'patch_embed.conv.\1'),
+            (r'patch_embed\.2\.(.+)', r'patch_embed.norm.\1'),
+            (_BLOCK + r'\.op\.(.+)', r'stages.\1.\2.mixer.\3'),
+            (_BLOCK + r'\.(.+)', r'stages.\1.\2.\3'),
+            (
+                r'layers\.(\d+)\.(?:downsample|\d+)\.(reduction\..+|norm\..+)',
+                r'downsamples.\1.\2',
+            ),
+        ),
+        head='classifier.head',
+        norm='classifier.norm',
+        mark=r'.*',
+    ),
 }
-_NORM = re.compile(r'classifier\.norm\.(weight|bias)')
+_INVERTED_RESIDUAL = re.compile(r'layers\.(\d+)\.(\d+)\.((?:conv|se).+)')
 
 
 @dataclass(frozen=True)
@@ -44,8 +91,10 @@ class ConvertedCheckpoint:
         state_dict: Weights under this package's names.
         channels: Channels of each stage.
         depths: Blocks of each stage.
-        block_types: Block of each stage, as the backbone names them.
+        block_types: Block of each stage, as the backbone names them; Vim's
+            only stage is 'vim'.
         left_out: Source keys that have no place in the target.
+        model: Name of the backbone that the weights are for.
     """
 
     state_dict: dict[str, Tensor]
@@ -53,6 +102,7 @@ class ConvertedCheckpoint:
     depths: tuple[int, ...]
     block_types: tuple[str, ...]
     left_out: tuple[str, ...] = field(default=())
+    model: str = 'EfficientVMamba'
 
 
 def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,36 +122,74 @@ def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stripped
 
 
-def _rename(key: str, last_stage: int) -> str | None:
+def _released_model(keys: Mapping[str, Tensor]) -> str:
+    """Name of the model whose layout the keys follow."""
+    for model, layout in _LAYOUTS.items():
+        if any(re.fullmatch(layout.mark, key) for key in keys):
+            return model
+    return 'EfficientVMamba'
+
+
+def _rename(key: str, model: str, last_stage: int) -> str | None:
+    layout = _LAYOUTS[model]
     match = _INVERTED_RESIDUAL.fullmatch(key)
-    if match:
+    if match and model == 'EfficientVMamba':
         stage, block, rest = match.groups()
         return f'stages.{stage}.{int(block) - 1}.{rest}'
-    match = _NORM.fullmatch(key)
-    if match:
-        return f'norm{last_stage}.{match[1]}'
-    for pattern, replacement in _RENAMES:
-        if pattern.fullmatch(key):
-            return pattern.sub(replacement, key)
+    name, _, leaf = key.rpartition('.')
+    if layout.norm is not None and name == layout.norm:
+        return f'norm{last_stage}.{leaf}'
+    for pattern, replacement in layout.renames:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(replacement)
     return None
 
 
-def _describe(
+def _counted(keys: Mapping[str, Tensor], pattern: str) -> dict[int, int]:
+    """Highest second number plus one, for each first number of a pattern."""
+    counts: dict[int, int] = {}
+    for key in keys:
+        match = re.match(pattern, key)
+        if match:
+            first, second = int(match[1]), int(match[2])
+            counts[first] = max(counts.get(first, 0), second + 1)
+    return counts
+
+
+def _describe_vim(
     backbone: Mapping[str, Tensor],
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
+    if 'cls_token' not in backbone:
+        raise ValueError('the class token, cls_token, is missing')
+    numbers = {int(k.split('.')[1]) for k in backbone if k[:7] == 'layers.'}
+    channels = backbone['cls_token'].shape[-1]
+    return (channels,), (max(numbers) + 1,), ('vim',)
+
+
+def _block_type(model: str, backbone: Mapping[str, Tensor], stage: int) -> str:
+    if model == 'VMamba':
+        return 'ss2d'
+    if f'stages.{stage}.0.conv_pw.0.weight' in backbone:
+        return 'inverted_residual'
+    if f'stages.{stage}.0.se.norm.weight' in backbone:
+        return 'evss'
+    return 'es2d'
+
+
+def _describe(
+    model: str, backbone: Mapping[str, Tensor]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
     """Channels, depths and block types, read off keys and shapes."""
-    depths: dict[int, int] = {}
-    for key in backbone:
-        match = re.match(r'stages\.(\d+)\.(\d+)\.', key)
-        if match:
-            stage, block = int(match[1]), int(match[2])
-            depths[stage] = max(depths.get(stage, 0), block + 1)
+    if model == 'Vim':
+        return _describe_vim(backbone)
+    depths = _counted(backbone, r'stages\.(\d+)\.(\d+)\.')
     stages = sorted(depths)
     if not stages or stages != list(range(len(stages))):
         raise ValueError(
             f'the stages must be 0, 1, 2, ... without a gap, found {stages}'
         )
-    channels, types = [], []
+    channels = []
     for stage in stages:
         merge = backbone.get(f'downsamples.{stage - 1}.reduction.weight')
         source = (
@@ -110,19 +198,17 @@ def _describe(
         if source is None:
             raise ValueError(f'the weights before stage {stage} are missing')
         channels.append(source.shape[0])
-        if f'stages.{stage}.0.conv_pw.0.weight' in backbone:
-            types.append('inverted_residual')
-        elif f'stages.{stage}.0.se.norm.weight' in backbone:
-            types.append('evss')
-        else:
-            types.append('es2d')
-    return tuple(channels), tuple(depths[s] for s in stages), tuple(types)
+    types = tuple(_block_type(model, backbone, stage) for stage in stages)
+    return tuple(channels), tuple(depths[s] for s in stages), types
 
 
 def convert_released(
     state_dict: Mapping[str, Tensor], target: str = 'classifier'
 ) -> ConvertedCheckpoint:
-    """Translate a released EfficientVMamba state dict.
+    """Translate a released EfficientVMamba, VMamba or Vim state dict.
+
+    Which of them it is, the keys say. VMamba is its first version, without
+    feed-forward layers; Vim the one with a class token among the patches.
 
     Args:
         state_dict: Weights under the released names, ``module.`` prefixes
@@ -140,27 +226,28 @@ def convert_released(
             f"target must be 'classifier' or 'backbone', got {target!r}"
         )
     source = strip_wrappers(state_dict)
+    model = _released_model(source)
+    head_name = _LAYOUTS[model].head
     numbers = [re.match(r'layers\.(\d+)\.', key) for key in source]
     last_stage = max((int(m[1]) for m in numbers if m), default=-1)
     backbone = {}
     unknown, left_out, head = [], [], {}
     for key, value in source.items():
-        name = _rename(key, last_stage)
+        name = _rename(key, model, last_stage)
         if name is not None:
             backbone[name] = value
-        elif key not in _HEAD:
+        elif key not in (f'{head_name}.weight', f'{head_name}.bias'):
             unknown.append(key)
         elif target == 'classifier':
-            head[_HEAD[key]] = value
+            head[f'head.fc.{key.rpartition(".")[2]}'] = value
         else:
             left_out.append(key)
     if unknown or not backbone:
         raise ValueError(
-            'this is not a released EfficientVMamba checkpoint: '
-            f'{len(unknown)} of {len(source)} keys are unknown, such as '
-            f'{unknown[:5]}'
+            f'this is not a released {model} checkpoint: {len(unknown)} of '
+            f'{len(source)} keys are unknown, such as {unknown[:5]}'
         )
-    description = _describe(backbone)
+    description = _describe(model, backbone)
     if target == 'classifier':
         backbone = {f'backbone.{k}': v for k, v in backbone.items()} | head
-    return ConvertedCheckpoint(backbone, *description, tuple(left_out))
+    return ConvertedCheckpoint(backbone, *description, tuple(left_out), model)

@@ -6,6 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads
+# this when it is imported, which anything may do.
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'
+
 if 'PYTEST_XDIST_WORKER' in os.environ:
     # Each worker has one core to itself; more threads only get in the way.
     torch.set_num_threads(1)

@@ -37,7 +37,24 @@ ROOMS = {
         within=('ops',),
         outside=('torch',),
         single=(
-            ('triton', 'ops/scan_triton'),
+            ('cuda', 'ops/scan_cuda/compiler'),
+            ('numba', 'ops/scan_numba_kernels'),
+            ('numpy', 'ops/scan_numba_kernels'),
+            ('triton', 'ops/fused/choice'),
+            *(
+                ('triton', f'ops/fused/{name}_triton')
+                for name in (
+                    'batch_norm',
+                    'batch_statistics',
+                    'depthwise',
+                    'fold',
+                    'group_linear',
+                    'norm',
+                    'pooled_norm',
+                    'scale_add',
+                    'squeeze_excite',
+                )
+            ),
             ('mamba_ssm', 'ops/scan_mamba'),
             ('selective_scan_cuda', 'ops/scan_mamba'),
         ),
@@ -55,6 +72,8 @@ ROOMS = {
         within=('datasets',),
         outside=('numpy', 'scipy', 'sklearn', 'PIL', 'cv2'),
     ),
+    'graphs': Room(within=(), outside=('torch',)),
+    'deploy': Room(within=('layers', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
     'analysis': Room(within=('ops',), outside=('torch', 'mmengine')),
     'log': Room(within=(), outside=('mmengine',)),
@@ -201,7 +220,7 @@ PLANTED = {
     'op-imports-layer-inside': ('ops/a.py', 'def f():\n    import mmdet'),
     'op-imports-by-name': ('ops/a.py', 'import_module("triton")'),
     'triton-in-a-second-file': ('ops/scan_torch.py', 'import triton'),
-    'kernel-in-another-file': ('ops/scan_triton.py', 'import mamba_ssm'),
+    'kernel-in-another-file': ('ops/fused/norm_triton.py', 'import mamba_ssm'),
     'layer-imports-host': ('layers/a.py', 'from mmengine.model import x'),
     'layer-imports-backbone': ('layers/a.py', 'import evmamba_mm.backbones.b'),
     'layer-imports-root': ('layers/a.py', 'from evmamba_mm import backbones'),
@@ -230,7 +249,7 @@ def test_planted_violation_is_found(path, source):
     'path, source',
     [
         ('ops/a.py', 'import math\nimport torch\nfrom .b import c'),
-        ('ops/scan_triton.py', 'import triton.language as tl'),
+        ('ops/fused/norm_triton.py', 'import triton.language as tl'),
         ('ops/scan_mamba.py', 'def f():\n    import mamba_ssm'),
         ('layers/a.py', 'from torch import nn\nfrom evmamba_mm.ops import b'),
         ('backbones/a.py', 'from mmengine.registry import MODELS'),

@@ -1,20 +1,38 @@
-"""Turn a released EfficientVMamba checkpoint into one for the hosts."""
+"""Turn a released checkpoint into one for the hosts.
+
+Of EfficientVMamba, of VMamba in its first version, or of Vim with a class
+token among the patches; which one, its keys say.
+"""
 
 import argparse
+import math
 import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from evmamba_mm import ARCHS, EfficientVMamba
+from evmamba_mm.backbones import (
+    ARCHS,
+    VIM_ARCHS,
+    VMAMBA_ARCHS,
+    EfficientVMamba,
+    Vim,
+    VMamba,
+)
 from evmamba_mm.checkpoint import ConvertedCheckpoint, convert_released
 
 # Where released files and their relatives keep the weights.
 PLAIN_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')
+# Widths and depths of each published variant, by model.
+SIZES = {
+    'EfficientVMamba': {k: (v.channels, v.depths) for k, v in ARCHS.items()},
+    'VMamba': {k: (v.channels, v.depths) for k, v in VMAMBA_ARCHS.items()},
+    'Vim': {k: ((v.channels,), (v.depth,)) for k, v in VIM_ARCHS.items()},
+}
 
 
 def read_checkpoint(path: Path) -> Mapping:
@@ -59,22 +77,41 @@ def select_weights(loaded: Mapping, ema: bool) -> Mapping[str, Tensor]:
 
 def arch_name(converted: ConvertedCheckpoint) -> str | None:
     """Name of the published variant with these widths and depths, if any."""
-    for name, arch in ARCHS.items():
-        if (arch.channels, arch.depths) == (
-            converted.channels,
-            converted.depths,
-        ):
+    for name, sizes in SIZES[converted.model].items():
+        if sizes == (converted.channels, converted.depths):
             return name
     return None
+
+
+def build_vim(converted: ConvertedCheckpoint) -> Vim:
+    """A Vim whose position embedding has the size of the converted one."""
+    shapes = {
+        key.removeprefix('backbone.'): tuple(value.shape)
+        for key, value in converted.state_dict.items()
+    }
+    positions = shapes.get('pos_embed', (1, 197))[1]
+    patch_size = shapes.get('patch_embed.proj.weight', (16,))[-1]
+    return Vim(
+        dict(channels=converted.channels[0], depth=converted.depths[0]),
+        img_size=math.isqrt(positions - 1) * patch_size,
+        patch_size=patch_size,
+    )
+
+
+def build_backbone(converted: ConvertedCheckpoint) -> nn.Module:
+    """The backbone that the converted weights say they are for."""
+    if converted.model == 'Vim':
+        return build_vim(converted)
+    arch = dict(channels=converted.channels, depths=converted.depths)
+    if converted.model == 'VMamba':
+        return VMamba(arch)
+    return EfficientVMamba(arch, block_types=converted.block_types)
 
 
 def check_fit(converted: ConvertedCheckpoint, target: str) -> None:
     """Compare every key and shape with the model that is to load them."""
     with torch.device('meta'):
-        model = EfficientVMamba(
-            arch=dict(channels=converted.channels, depths=converted.depths),
-            block_types=converted.block_types,
-        )
+        model = build_backbone(converted)
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if target == 'classifier':
         shapes = {f'backbone.{k}': v for k, v in shapes.items()}
@@ -119,6 +156,7 @@ def convert(
         )
     check_fit(converted, target)
     meta = dict(
+        model=converted.model,
         arch=found
         or dict(channels=converted.channels, depths=converted.depths),
         block_types=converted.block_types,
@@ -162,7 +200,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 1
     print(
-        f'{args.destination}: {arch_name(converted) or "custom arch"}, '
+        f'{args.destination}: {converted.model} '
+        f'{arch_name(converted) or "of a custom arch"}, '
         f'channels {converted.channels}, depths {converted.depths}, '
         f'{len(converted.state_dict)} tensors'
     )

@@ -43,7 +43,7 @@ def missing_message(cfg, key, owner, checkpoint):
     # Without pretrained statistics BatchNorm has to learn its own.
     learn = f' {owner}.norm_eval=False' if module.get('norm_eval') else ''
     make = ''
-    if module.get('type') == 'EfficientVMamba':
+    if module.get('type') in ('EfficientVMamba', 'VMamba', 'Vim'):
         arch = module.get('arch', 'tiny')
         option = f' --arch {arch}' if isinstance(arch, str) else ''
         make = (

@@ -14,6 +14,7 @@ from ..layers import (
     SS2D,
     EVSSBlock,
     InvertedResidual,
+    LayerNorm,
     PatchEmbed,
     PatchMerging,
 )
@@ -134,7 +135,7 @@ class EfficientVMamba(BaseModule):
             PatchMerging(*pair) for pair in itertools.pairwise(channels)
         )
         for i in self.out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(channels[i]))
+            self.add_module(f'norm{i}', LayerNorm(channels[i]))
 
     def _block(
         self, block_type: str, channels: int, drop_path_rate: float

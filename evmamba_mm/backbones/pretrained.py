@@ -13,7 +13,9 @@ from torch import nn
 # A dense backbone norms more stages than a classifier: fresh norms are right.
 _MAY_BE_FRESH = re.compile(r'norm\d+\.')
 # Stages beyond the last output are not built, so their weights have no place.
-_MAY_BE_LEFT = re.compile(r'(norm\d+|stages\.\d+|downsamples\.\d+)\.')
+_MAY_BE_LEFT = re.compile(
+    r'(norm\d+|stages\.\d+|downsamples\.\d+|layers\.\d+)\.'
+)
 
 
 def _stored_shapes(

@@ -4,6 +4,7 @@ from .drop_path import DropPath
 from .es2d import ES2D
 from .evss_block import ConvBranch, EVSSBlock
 from .inverted_residual import InvertedResidual
+from .layer_norm import LayerNorm
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging
 from .scan_mixer import ScanMixer
@@ -17,6 +18,7 @@ __all__ = [
     'ES2D',
     'EVSSBlock',
     'InvertedResidual',
+    'LayerNorm',
     'PatchEmbed',
     'PatchMerging',
     'SS2D',

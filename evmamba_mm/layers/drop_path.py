@@ -23,13 +23,20 @@ class DropPath(nn.Module):
             )
         self.drop_prob = drop_prob
 
+    def sample_scale(self, x: Tensor) -> Tensor | None:
+        """Factor of each sample of a branch (B, ...): (B,), or None for 1."""
+        if self.drop_prob == 0.0 or not self.training:
+            return None
+        keep_prob = 1.0 - self.drop_prob
+        mask = x.new_empty(x.shape[0])
+        return mask.bernoulli_(keep_prob).div_(keep_prob)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a branch of shape (B, ...)."""
-        if self.drop_prob == 0.0 or not self.training:
+        scale = self.sample_scale(x)
+        if scale is None:
             return x
-        keep_prob = 1.0 - self.drop_prob
-        mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1))
-        return x * mask.bernoulli_(keep_prob).div_(keep_prob)
+        return x * scale.view(-1, *[1] * (x.dim() - 1))
 
     def extra_repr(self) -> str:
         """Show the rate in the module's repr."""

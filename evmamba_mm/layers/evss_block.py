@@ -4,8 +4,12 @@ Shape letters: B batch, H W map, C channels.
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ..ops import scale_add
+from .conv_norm import depthwise_norm_act
 from .drop_path import DropPath
+from .layer_norm import LayerNorm
 from .squeeze_excite import SqueezeExcite
 
 
@@ -26,7 +30,9 @@ class ConvBranch(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        depthwise, norm, _, pointwise = self
+        x = depthwise_norm_act(x, depthwise, norm, 'gelu')
+        return F.linear(x, pointwise.weight.flatten(1), pointwise.bias)
 
 
 class EVSSBlock(nn.Module):
@@ -55,7 +61,7 @@ class EVSSBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.fusion = fusion
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.mixer = mixer
         if fusion:
             self.conv_branch = ConvBranch(channels)
@@ -65,7 +71,9 @@ class EVSSBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         n = self.norm(x)
-        y = self.mixer(n)
-        if self.fusion:
-            y = self.se(y) + self.se(self.conv_branch(n))
-        return x + self.drop_path(y)
+        y, scale = self.mixer(n), self.drop_path.sample_scale(x)
+        if not self.fusion:
+            return scale_add(x, y, scale=scale)
+        local = self.conv_branch(n)
+        gate_y, gate_local = self.se.gates(y, local)
+        return scale_add(x, y, gate_y, local, gate_local, scale)

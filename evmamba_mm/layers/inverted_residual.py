@@ -5,6 +5,8 @@ Shape letters: B batch, H W map, C channels.
 
 from torch import Tensor, nn
 
+from ..ops import scale_add
+from .conv_norm import depthwise_norm_act, pointwise_norm_act
 from .drop_path import DropPath
 from .squeeze_excite import ConvSqueezeExcite
 
@@ -50,6 +52,10 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        y = x.permute(0, 3, 1, 2)
-        y = self.conv_pw2(self.se(self.conv_dw(self.conv_pw(y))))
-        return x + self.drop_path(y.permute(0, 2, 3, 1))
+        conv, norm, _ = self.conv_pw
+        y = pointwise_norm_act(x, conv, norm, 'relu')
+        conv, norm, _ = self.conv_dw
+        y = self.se(depthwise_norm_act(y, conv, norm, 'relu'))
+        conv, norm = self.conv_pw2
+        y = pointwise_norm_act(y, conv, norm)
+        return scale_add(x, y, scale=self.drop_path.sample_scale(x))

@@ -3,10 +3,10 @@
 Shape letters: B batch, H W map, C channels.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layer_norm import LayerNorm
 from .linear import init_linear
 
 
@@ -26,12 +26,15 @@ class PatchMerging(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * in_channels)
+        self.norm = LayerNorm(4 * in_channels)
         self.reduction = init_linear(4 * in_channels, out_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), out)."""
         height, width = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        neighbours = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
-        return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
+        # One copy here and one in the backward; slices of every second cell
+        # would each have a gradient of the whole map.
+        cells = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        neighbours = cells.permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self.reduction(self.norm(neighbours))

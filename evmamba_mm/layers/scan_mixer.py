@@ -8,9 +8,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops import check_backend
+from ..ops import (
+    check_backend,
+    depthwise_conv3x3,
+    norm_gate_linear,
+    split_linear,
+)
 from .linear import init_linear
 
 
@@ -98,7 +102,10 @@ class ScanMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        u, gate = self.in_proj(x).chunk(2, dim=-1)
-        u = F.silu(self.conv2d(u.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        y = self.out_norm(self.scan(u)) * F.silu(gate)
-        return self.out_proj(y)
+        u, gate = split_linear(x, self.in_proj.weight)
+        conv, norm = self.conv2d, self.out_norm
+        u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu')
+        y = self.scan(u)
+        return norm_gate_linear(
+            y, gate, norm.weight, norm.bias, norm.eps, self.out_proj.weight
+        )

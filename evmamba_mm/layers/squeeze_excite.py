@@ -4,8 +4,8 @@ Shape letters: B batch, H W map, C channels.
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..ops import pooled_layer_norms, squeeze_excite
 from .linear import init_linear
 
 
@@ -30,15 +30,21 @@ class SqueezeExcite(nn.Module):
         self.act = nn.GELU()
         self.channel_select = init_linear(hidden, channels)
 
+    def gates(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Gate of each map before its sigmoid, (B, C) each."""
+        norm = self.norm
+        pooled = pooled_layer_norms(maps, norm.weight, norm.bias, norm.eps)
+        pooled = pooled.to(self.global_reduce.weight.dtype)
+        hidden = self.act(self.global_reduce(pooled))
+        return self.channel_select(hidden).chunk(len(maps))
+
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``."""
-        pooled = self.norm(x).mean((1, 2), keepdim=True)
-        gate = self.channel_select(self.act(self.global_reduce(pooled)))
-        return x * gate.sigmoid()
+        return x * self.gates(x)[0].sigmoid()[:, None, None]
 
 
 class ConvSqueezeExcite(nn.Module):
-    """Channel attention on a channels-first map (B, C, H, W).
+    """Channel attention on a channels-last map (B, H, W, C).
 
     The form inside the inverted residual block: no normalisation, ReLU.
 
@@ -55,6 +61,13 @@ class ConvSqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``."""
-        pooled = F.adaptive_avg_pool2d(x, 1)
-        gate = self.conv_expand(self.act(self.conv_reduce(pooled)))
-        return x * gate.sigmoid()
+        # On a 1x1 map a convolution is a product of matrices, and takes many
+        # times as long as one.
+        reduce, expand = self.conv_reduce, self.conv_expand
+        return squeeze_excite(
+            x,
+            reduce.weight.flatten(1),
+            reduce.bias,
+            expand.weight.flatten(1),
+            expand.bias,
+        )

@@ -212,7 +212,7 @@ def test_autocast_forward_and_backward(dtype):
         (dict(in_channels=0), 'in_channels must be at least 1, got 0'),
         (dict(drop_path_rate=1.0), r'drop_path_rate must lie in \[0, 1\)'),
         (dict(frozen_stages=5), 'frozen_stages must be -1 to 4, got 5'),
-        (dict(scan_backend='cuda'), "auto, naive, torch.*'cuda'"),
+        (dict(scan_backend='cudnn'), "auto, naive, torch.*'cudnn'"),
         (dict(step_size=0), 'step_size must be an integer of at least 1'),
         (dict(block_types=('evss',) * 3), 'block_types must name 4 stages'),
         (dict(block_types=('evss', 'a', 'a', 'a')), 'each one of evss, es2d'),

@@ -1,0 +1,63 @@
+"""A copy of a model with less to compute, for inference."""
+
+import copy
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .backbones import EfficientVMamba
+from .layers import ConvBranch, DropPath, InvertedResidual
+
+
+def _fold_batch_norms(layers: nn.Sequential) -> None:
+    """Move each BatchNorm into the convolution in front of it."""
+    for i in range(len(layers) - 1):
+        conv, norm = layers[i], layers[i + 1]
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
+            layers[i] = fuse_conv_bn_eval(conv, norm)
+            layers[i + 1] = nn.Identity()
+
+
+def _fuse_backbone(backbone: EfficientVMamba) -> None:
+    backbone.with_cp = False
+    for block in backbone.modules():
+        if isinstance(block, ConvBranch | InvertedResidual):
+            for layers in block.modules():
+                if isinstance(layers, nn.Sequential):
+                    _fold_batch_norms(layers)
+        if isinstance(block, DropPath):
+            block.drop_prob = 0.0
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Copy of a model for inference, its BatchNorms folded away.
+
+    In every EfficientVMamba of the model, each BatchNorm moves into the
+    convolution in front of it and leaves an ``nn.Identity`` behind; stochastic
+    depth and recomputation are switched off. Necks and heads stay as
+    they are. The outputs are those of the model in evaluation mode, up to
+    rounding. The copy is not meant to be trained, nor does its state dict fit
+    an ordinary model.
+
+    Args:
+        model: A backbone, or any module that contains one; it is not changed.
+            One that was fused before gives an equal copy.
+
+    Returns:
+        The copy, in evaluation mode.
+
+    Raises:
+        ValueError: If the model contains no EfficientVMamba.
+    """
+    if not any(isinstance(m, EfficientVMamba) for m in model.modules()):
+        raise ValueError(
+            'model must be or contain an EfficientVMamba, got '
+            f'{type(model).__name__} without one'
+        )
+    fused = copy.deepcopy(model).eval()
+    for module in fused.modules():
+        if isinstance(module, EfficientVMamba):
+            _fuse_backbone(module)
+    # What took the place of layers starts out in training mode.
+    return fused.eval()

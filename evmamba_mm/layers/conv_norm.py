@@ -1,0 +1,108 @@
+"""Convolution, BatchNorm and activation of a channels-last map (B, H, W, C).
+
+The modules hold the parameters; here is how they are run together.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops import (
+    autocast_dtype,
+    batch_norm_act,
+    depthwise_conv3x3,
+    fold_batch_norm,
+    watched,
+)
+
+_ACTIVATIONS = {'none': None, 'relu': F.relu, 'gelu': F.gelu}
+
+
+def _activate(x: Tensor, activation: str) -> Tensor:
+    function = _ACTIVATIONS[activation]
+    return x if function is None else function(x)
+
+
+def _folds(norm: nn.Module, x: Tensor) -> bool:
+    """Whether the norm is a fixed scale that no gradient asks for.
+
+    Whoever watches the operations is shown the norm.
+    """
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.track_running_stats
+        and not norm.training
+        and x.is_cuda
+        and not torch.is_grad_enabled()
+        and not watched()
+    )
+
+
+def _folded(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return fold_batch_norm(
+        conv.weight,
+        conv.bias,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        dtype,
+    )
+
+
+def norm_act(norm: nn.Module, x: Tensor, activation: str) -> Tensor:
+    """Apply a BatchNorm and an activation in one step where possible.
+
+    Args:
+        norm: ``nn.BatchNorm2d``; another norm, such as ``nn.SyncBatchNorm``
+            or what stands for a folded one, is called as it is.
+        x: Map (B, H, W, C).
+        activation: 'none', 'relu' or 'gelu'.
+    """
+    if type(norm) is not nn.BatchNorm2d or not norm.affine:
+        y = norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return _activate(y, activation)
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    return batch_norm_act(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.training or norm.running_mean is None,
+        momentum,
+        norm.eps,
+        activation,
+    )
+
+
+def pointwise_norm_act(
+    x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str = 'none'
+) -> Tensor:
+    """1x1 convolution, norm and activation of a map (B, H, W, C)."""
+    if _folds(norm, x):
+        weight, bias = _folded(conv, norm, autocast_dtype(x))
+        y = F.linear(x, weight.flatten(1), bias)
+        return F.relu_(y) if activation == 'relu' else _activate(y, activation)
+    y = F.linear(x, conv.weight.flatten(1), conv.bias)
+    return norm_act(norm, y, activation)
+
+
+def depthwise_norm_act(
+    x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str
+) -> Tensor:
+    """Depthwise 3x3 convolution, norm and activation of a map (B, H, W, C)."""
+    if isinstance(norm, nn.Identity):
+        return depthwise_conv3x3(x, conv.weight, conv.bias, activation)
+    if _folds(norm, x):
+        weight, bias = _folded(conv, norm, torch.float32)
+        return depthwise_conv3x3(x, weight, bias, activation)
+    y = depthwise_conv3x3(x, conv.weight, conv.bias)
+    return norm_act(norm, y, activation)
