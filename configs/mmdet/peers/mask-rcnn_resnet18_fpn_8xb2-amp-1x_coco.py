@@ -1,0 +1,4 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_resnet18.py',
+    '../_base_/mask-rcnn_8xb2-amp-1x_coco.py',
+]

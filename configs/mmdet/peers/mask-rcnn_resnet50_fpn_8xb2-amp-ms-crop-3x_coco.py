@@ -1,0 +1,4 @@
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/mask-rcnn_8xb2-amp-ms-crop-3x_coco.py',
+]

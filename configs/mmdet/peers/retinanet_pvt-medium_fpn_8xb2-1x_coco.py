@@ -1,0 +1,18 @@
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    '../_base_/retinanet_8xb2-1x_coco.py',
+]
+
+checkpoint = (
+    'https://github.com/whai362/PVT/releases/download/v2/pvt_medium.pth'
+)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='PyramidVisionTransformer',
+        num_layers=[3, 4, 18, 3],
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

@@ -1,0 +1,4 @@
+_base_ = '../evmamba-tiny_16xb128-amp-300e_in1k.py'
+
+# Table 8: inverted residuals in every stage.
+model = dict(backbone=dict(block_types=['inverted_residual'] * 4))

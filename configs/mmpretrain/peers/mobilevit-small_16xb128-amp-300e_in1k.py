@@ -1,0 +1,6 @@
+_base_ = '../evmamba-small_16xb128-amp-300e_in1k.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='MobileViT', arch='small'),
+    head=dict(in_channels=640),
+)

@@ -1,0 +1,17 @@
+_base_ = '../evmamba-small_16xb128-amp-300e_in1k.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='Vim', arch='tiny', drop_path_rate=0.1),
+    neck=None,
+    head=dict(in_channels=192),
+)
+
+# Exempt in Vim's own recipe.
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={
+            '.cls_token': dict(decay_mult=0.0),
+            '.pos_embed': dict(decay_mult=0.0),
+        }
+    )
+)
