@@ -1,0 +1,109 @@
+"""The ways a classifier is run: one function of a call's number each."""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+
+MODES = ('eager', 'compiled', 'deployed', 'graph')
+PHASES = ('inference', 'training')
+# A model that is trained keeps its fp32 weights and BatchNorms.
+TRAINING_MODES = ('eager', 'compiled', 'graph')
+DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+INPUTS = 4
+CLASSES = 1000
+FOLD_TOLERANCE = 1e-3
+
+
+def random_images(batch, size, device):
+    """Several batches, so that no run finds its input in a cache."""
+    return [torch.randn(batch, 3, *size, device=device) for _ in range(INPUTS)]
+
+
+def autocast(device, dtype):
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def deployed(model, dtype, size):
+    """Copy for inference: BatchNorms folded, weights in `dtype`, NHWC.
+
+    Ours are folded by the package and others by mmcv; one whose outputs that
+    would change stays as it is.
+    """
+    from evmamba_mm import EfficientVMamba
+    from evmamba_mm.deploy import fuse
+
+    if any(isinstance(m, EfficientVMamba) for m in model.modules()):
+        folded = fuse(model)
+    else:
+        folded = folded_by_mmcv(model.eval(), size)
+    return folded.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def folded_by_mmcv(model, size):
+    import copy
+
+    from mmcv.cnn import fuse_conv_bn
+
+    folded = fuse_conv_bn(copy.deepcopy(model))
+    image = torch.randn(1, 3, *size, device=next(model.parameters()).device)
+    expected, got = model(image), folded(image)
+    error = (got - expected).norm() / expected.norm()
+    return folded if error < FOLD_TOLERANCE else model
+
+
+def inference(model, mode, dtype, batch, size, device):
+    """A function that gives the logits of one of several batches."""
+    images = random_images(batch, size, device)
+    model = model.eval()
+    if mode == 'eager':
+
+        def run(call):
+            with torch.no_grad(), autocast(device, dtype):
+                return model(images[call % INPUTS])
+
+        return run
+    images = [
+        image.to(dtype=dtype, memory_format=torch.channels_last)
+        for image in images
+    ]
+    model = deployed(model, dtype, size)
+    if mode == 'compiled':
+        model = torch.compile(model)
+    if mode == 'graph':
+        from evmamba_mm.graphs import graph_inference
+
+        graph_inference(model, images[0])
+
+    def run(call):
+        with torch.no_grad():
+            return model(images[call % INPUTS])
+
+    return run
+
+
+def training(model, mode, dtype, batch, size, device):
+    """A function that goes forward and backward, without an optimiser."""
+    images = random_images(batch, size, device)
+    labels = torch.randint(CLASSES, (INPUTS, batch), device=device)
+    model = model.train()
+    called = torch.compile(model) if mode == 'compiled' else model
+    if mode == 'graph':
+        from evmamba_mm.graphs import graph_training
+
+        graph_training(
+            model, images[0], None if dtype == torch.float32 else dtype
+        )
+
+    def run(call):
+        model.zero_grad(set_to_none=True)
+        with autocast(device, dtype):
+            logits = called(images[call % INPUTS])
+        loss = F.cross_entropy(logits.float(), labels[call % INPUTS])
+        loss.backward()
+        return loss
+
+    return run

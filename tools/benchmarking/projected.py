@@ -1,0 +1,64 @@
+"""The fused scan alone: of a map whose dt, B and C are there.
+
+It is what a kernel that takes ready sequences is to be compared with.
+"""
+
+import torch
+
+from evmamba_mm.ops import atrous_merge, atrous_parameter_sets, atrous_scan
+from evmamba_mm.ops.scan_cuda import proj_columns, scan2d_cuda
+from evmamba_mm.ops.scan_naive import scan_naive
+
+KIND = 'scan2d'
+BACKENDS = ('naive', 'cuda')
+
+
+def arguments(map_arguments):
+    """Those of the scan with projections in place of their weight."""
+    x = map_arguments['x']
+    states = map_arguments['A_logs'].shape[1]
+    rank = map_arguments['dt_projs_weight'].shape[2]
+    columns = proj_columns(states, rank)
+    return dict(
+        x=x,
+        proj=torch.randn(*x.shape[:3], columns, device=x.device),
+        **{
+            name: map_arguments[name]
+            for name in ('dt_projs_weight', 'dt_projs_bias', 'A_logs', 'Ds')
+        },
+    )
+
+
+def naive(x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds, step):
+    """The groups one by one, by the equations."""
+    sets = atrous_parameter_sets(step)
+    states, channels = A_logs.shape[1], x.shape[3]
+    rank = dt_projs_weight.shape[2]
+    u, rows = atrous_scan(x, step), atrous_scan(proj, step)
+    B, C = rows[:, :, :states], rows[:, :, states : 2 * states]
+    dt = rows[:, :, 2 * states : 2 * states + rank]
+    delta = torch.einsum('bgrl,gdr->bgdl', dt, dt_projs_weight[sets])
+    A, skip = (p.unflatten(0, (-1, channels))[sets] for p in (A_logs, Ds))
+    y = scan_naive(
+        u.flatten(1, 2),
+        delta.flatten(1, 2),
+        -A.flatten(0, 1).exp(),
+        B,
+        C,
+        skip.flatten(),
+        dt_projs_bias[sets].flatten(),
+        True,
+    )
+    return atrous_merge(y.view_as(u), *x.shape[1:3], step)
+
+
+def called(backend, step):
+    if backend == 'naive':
+        return lambda *args, **named: naive(*args, **named, step=step)
+
+    def cuda(x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds):
+        return scan2d_cuda(
+            x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds, step, False
+        )
+
+    return cuda

@@ -1,0 +1,155 @@
+"""Draws the figures of the pages, from data and from the real model."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import launch
+from figures import style
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / 'results' / 'paper' / 'table2.csv'
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    kinds = parser.add_subparsers(dest='figure', required=True)
+    accuracy = kinds.add_parser(
+        'accuracy', help='top-1 against FLOPs, ours and the peers'
+    )
+    accuracy.add_argument(
+        '--table',
+        type=Path,
+        default=TABLE,
+        metavar='FILE.csv',
+        help="rows to draw (default: the paper's Table 2)",
+    )
+    scan = kinds.add_parser('scan-order', help='how SS2D and ES2D read a map')
+    scan.add_argument(
+        '--size', type=positive, default=8, help='cells a side (default: 8)'
+    )
+    scan.add_argument(
+        '--steps',
+        type=positive,
+        nargs='+',
+        default=[1, 2, 3, 4],
+        help='step sizes of ES2D (default: 1 2 3 4)',
+    )
+    shape = kinds.add_parser(
+        'architecture', help='stages and blocks, with the shapes of a forward'
+    )
+    shape.add_argument('--arch', default='tiny', help='default: tiny')
+    shape.add_argument(
+        '--size',
+        type=positive,
+        default=224,
+        help='side of the image, in pixels (default: 224)',
+    )
+    add_erf(kinds)
+    for kind in kinds.choices.values():
+        kind.add_argument(
+            *('-o', '--output'),
+            type=Path,
+            required=True,
+            metavar='FILE',
+            help=f'file to write, one of {", ".join(style.SUFFIXES)}',
+        )
+    return parser.parse_args(argv)
+
+
+def add_erf(kinds):
+    erf = kinds.add_parser(
+        'erf',
+        help="effective receptive field of the backbone of a host's model",
+    )
+    erf.add_argument(
+        'config',
+        metavar='CONFIG',
+        type=launch.existing_config,
+        help='a config of mmpretrain, mmdet or mmseg',
+    )
+    erf.add_argument(
+        'checkpoint',
+        metavar='CHECKPOINT',
+        nargs='?',
+        help='path or URL of the weights; without it those that the config '
+        'names, and random ones where it names none',
+    )
+    erf.add_argument(
+        '--images',
+        type=Path,
+        required=True,
+        metavar='FOLDER',
+        help='images to average over, also in folders inside',
+    )
+    erf.add_argument(
+        '--limit',
+        type=positive,
+        default=50,
+        help='images at most (default: 50)',
+    )
+    erf.add_argument(
+        '--stage',
+        type=int,
+        default=-1,
+        help='which of the maps that the backbone returns; negative ones '
+        'count from the end (default: -1)',
+    )
+    erf.add_argument(
+        '--crop',
+        type=positive,
+        metavar='PIXELS',
+        help='side of the centre that is cut out of each image after the '
+        'test pipeline; default: the largest that all images have',
+    )
+    erf.add_argument('--device', default='cpu', help='default: cpu')
+    erf.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        type=launch.key_and_value,
+        metavar='KEY=VALUE',
+        help='overrides of the config',
+    )
+
+
+def positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
+    return int(text)
+
+
+def draw(args):
+    style.check_output(args.output)
+    style.require_matplotlib()
+    if args.figure == 'accuracy':
+        from figures import accuracy
+
+        accuracy.draw(args.output, args.table)
+    elif args.figure == 'scan-order':
+        from figures import scan_order
+
+        scan_order.draw(args.output, args.size, args.steps)
+    elif args.figure == 'architecture':
+        from figures import architecture
+
+        architecture.draw(args.output, args.arch, args.size)
+    else:
+        from figures import erf
+
+        erf.draw(args.output, args)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        draw(args)
+    except (ValueError, ImportError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(f'{args.output} written')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What all figures share: colours, letters, and the file they end in."""
+
+import contextlib
+import io
+from pathlib import Path
+
+SUFFIXES = ('.png', '.svg', '.pdf')
+# 1600 pixels wide at DPI, for pages that show 800.
+WIDTH_INCHES = 8.0
+DPI = 200
+# Okabe and Ito's colours, told apart with any kind of colour vision.
+BLUE = '#0072B2'
+ORANGE = '#E69F00'
+GREEN = '#009E73'
+VERMILLION = '#D55E00'
+SKY = '#56B4E9'
+PURPLE = '#CC79A7'
+BLACK = '#222222'
+GREY = '#777777'
+LIGHT = '#F2F2F2'
+
+
+def check_output(path):
+    """Refuses a file that no figure can be written to."""
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f'-o {str(path)!r} must end in one of {", ".join(SUFFIXES)}'
+        )
+    if Path(path).is_dir():
+        raise ValueError(f'-o {str(path)!r} is a folder')
+
+
+def require_matplotlib():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            'the figures need matplotlib: pip install matplotlib'
+        ) from error
+    return matplotlib
+
+
+@contextlib.contextmanager
+def canvas(height, output):
+    """Gives a figure of the common width and writes it at the end."""
+    matplotlib = require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    settings = {
+        'font.family': 'DejaVu Sans',
+        'font.size': 9,
+        'axes.edgecolor': GREY,
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+        'hatch.linewidth': 0.5,
+        'svg.hashsalt': 'evmamba_mm',
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI)
+        FigureCanvasAgg(figure)
+        figure.set_facecolor('white')
+        yield figure
+        write(figure, Path(output))
+
+
+def write(figure, path):
+    """Writes a figure; a PNG in 256 colours, a third of the plain size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() != '.png':
+        figure.savefig(path)
+        return
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png')
+    buffer.seek(0)
+    with Image.open(buffer) as image:
+        # The default method gives rare colours, such as a colour bar's, away.
+        few = image.convert('RGB').quantize(
+            256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        )
+        few.save(path, optimize=True)
