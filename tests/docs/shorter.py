@@ -22,6 +22,14 @@ DETECTOR = (
     'model.test_cfg.rcnn.max_per_img=5',
     'train_cfg.val_interval=1',
 )
+# FCOS has neither proposals nor regions.
+DENSE = (
+    *(option for option in DETECTOR if not option.startswith('model.')),
+    'model.test_cfg.max_per_img=5',
+    # Else one epoch leaves no box to be scored.
+    'model.test_cfg.score_thr=0',
+    'train_cfg.max_epochs=1',
+)
 SEGMENTOR = (
     *LOADERS,
     'train_dataloader.batch_size=2',
@@ -44,6 +52,8 @@ def shorter(arguments):
         return ('--num-train=4', '--num-val=2')
     if 'my_segmentor.py' in arguments:
         return ('--cfg-options', *SEGMENTOR)
+    if 'my_fcos.py' in arguments:
+        return ('--cfg-options', *DENSE)
     detectors = {'my_detector.py', 'my_neck.py', 'my_grey.py', 'elsewhere.py'}
     if detectors & set(arguments):
         epochs = 2 if '--resume' in arguments else 1

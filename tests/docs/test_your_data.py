@@ -164,6 +164,17 @@ def test_frozen_stage_stays(workplace, outputs):
     assert not moved & {'backbone.patch_embed.conv', 'backbone.stages.0'}
 
 
+def test_own_neck_feeds_another_detector(workplace, outputs):
+    assert 'coco/bbox_mAP' in output_of(outputs, 'my_fcos.py')
+    weights = weights_of(workplace, 'work_dirs/my_fcos/epoch_1.pth')
+    heads = {key.partition('.')[0] for key in weights}
+    assert heads == {'backbone', 'neck', 'bbox_head'}
+    assert weights['neck.lateral.0.weight'].shape == (128, 96, 1, 1)
+    converted = weights_of(workplace, CONVERTED)
+    close = dict(atol=1e-4, rtol=0)
+    torch.testing.assert_close(weights[STEM], converted[STEM], **close)
+
+
 def test_grey_stem_answers_as_three_equal_channels(workplace, outputs):
     images = torch.rand(1, 1, 32, 32)
     results = []

@@ -54,7 +54,8 @@ def run(call, streams):
         os.dup2(stream, target)
     os.chdir(call['folder'])
     sys.argv = call['arguments']
-    sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
+    more = [os.path.abspath(path) for path in call['path'].split(os.pathsep)]
+    sys.path[:1] = [os.path.dirname(os.path.realpath(sys.argv[0])), *more]
     try:
         runpy.run_path(sys.argv[0], run_name='__main__')
         status = 0
@@ -72,7 +73,10 @@ def run(call, streams):
 
 
 def call(address, *arguments):
-    message = json.dumps(dict(arguments=arguments, folder=os.getcwd()))
+    path = os.environ['PYTHONPATH']
+    message = json.dumps(
+        dict(arguments=arguments, folder=os.getcwd(), path=path)
+    )
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(address)
         socket.send_fds(client, [message.encode()], [1, 2])

@@ -1,0 +1,212 @@
+"""What the pages name is there: files, options, tables, backends, extras."""
+
+import functools
+import importlib
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+from evmamba_mm import EfficientVMamba
+from evmamba_mm.ops import BACKENDS
+from evmamba_mm.ops.fused import FUSED_BACKENDS
+
+from .follow import ROOT
+
+PAGES = [
+    ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
+    ROOT / 'CHANGELOG.md',
+    *sorted(ROOT.glob('docs/*.md')),
+]
+DOCS = ROOT / 'docs'
+INSTALL = DOCS / 'install.md'
+_LINK = re.compile(r'\]\((?!https?:)([^)\s]+)\)')
+_HEADING = re.compile(r'^#+ (.*)$', re.MULTILINE)
+_CODE = re.compile(r'^```.*?^```', re.DOTALL | re.MULTILINE)
+_TOOL = re.compile(
+    r'(?<!tests/)tools/(?P<tool>\w+)\.py(?P<arguments>[^\n`|;]*)'
+)
+# Ours: a toolbox's own has its name and :: before it.
+_CONFIG = re.compile(r'(?<![:\w./-])[\w./-]+_\d+xb\d+[\w-]*\.py')
+_VARIABLE = re.compile(r'\bEVMAMBA_[A-Z0-9_]+')
+# commands.md shows how it is answered.
+_MISSPELT = 'evmamba-atto_1xb16-15e_digit.py'
+each_page = pytest.mark.parametrize(
+    'page', PAGES, ids=lambda p: str(p.relative_to(ROOT))
+)
+
+
+def slug(heading):
+    """The anchor of a heading."""
+    text = re.sub(r'[^\w\- ]', '', heading.lower())
+    return text.replace(' ', '-')
+
+
+def anchors(page):
+    text = _CODE.sub('', page.read_text())
+    return {slug(heading) for heading in _HEADING.findall(text)}
+
+
+def first_column(page, head):
+    """Names in the first column of the table with this first head."""
+    table = page.read_text().partition(f'| {head} |')[2].partition('\n\n')[0]
+    return re.findall(r'^\| `?([^|`]+)`? \|', table, re.MULTILINE)
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    for link in _LINK.findall(page.read_text()):
+        path, _, anchor = link.partition('#')
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_the_index_names_every_page():
+    listed = _LINK.findall((DOCS / 'README.md').read_text())
+    pages = {page.name for page in DOCS.glob('*.md')} - {'README.md'}
+    assert pages <= set(listed)
+    assert not [link for link, n in Counter(listed).items() if n > 1]
+    assert 'docs/README.md' in _LINK.findall((ROOT / 'README.md').read_text())
+
+
+@each_page
+def test_tables_are_up_to_date(page):
+    for name in ('mmdet', 'mmseg', 'mmpretrain'):
+        pytest.importorskip(name, reason=f'{name} is not installed')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / 'tools')
+        markdown = importlib.import_module('counting.markdown')
+    text = page.read_text()
+    assert markdown.fill(text, page.parent) == text
+
+
+@each_page
+def test_configs_are_there(page):
+    names = {path.name for path in (ROOT / 'configs').rglob('*.py')}
+    for config in set(_CONFIG.findall(page.read_text())):
+        if config.endswith(_MISSPELT):
+            continue
+        if config.startswith('configs/'):
+            assert (ROOT / config).is_file(), config
+        assert config.rpartition('/')[2] in names, config
+
+
+@functools.cache
+def help_of(tool, task):
+    """The options that a tool, or a task of it, says that it takes."""
+    arguments = [task] if task else []
+    result = subprocess.run(
+        [sys.executable, f'tools/{tool}.py', *arguments, '-h'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return set(re.findall(r'(?<!\S)\[?(--?[a-z][\w-]*)', result.stdout))
+
+
+def commands(page):
+    """Yields (tool, task, options) of each command line of a page."""
+    text = re.sub(r'\\\n\s*', ' ', page.read_text())
+    # The usage of a tool goes on in a line that is further indented.
+    text = re.sub(r'\n {8,}(?=\[)', ' ', text)
+    for match in _TOOL.finditer(text):
+        arguments = match['arguments'].partition('#')[0].split()
+        task = arguments[0] if arguments else ''
+        if match['tool'] not in ('benchmark', 'figures'):
+            task = ''
+        elif not task.isidentifier() and not task.replace('-', '').isalpha():
+            continue
+        options = {
+            option.strip('[]').partition('=')[0]
+            for option in arguments
+            if option.strip('[]').startswith('-')
+        }
+        yield match['tool'], task, options
+
+
+@each_page
+def test_tools_take_the_options_that_are_shown(page):
+    for tool, task, options in commands(page):
+        assert (ROOT / 'tools' / f'{tool}.py').is_file(), tool
+        if options - {'-h', '-o'}:
+            assert options <= help_of(tool, task), (tool, task)
+
+
+def test_every_tool_has_a_line():
+    text = ''.join(page.read_text() for page in PAGES)
+    for tool in (ROOT / 'tools').iterdir():
+        main = tool.suffix == '.py' and '__main__' in tool.read_text()
+        if main or tool.suffix == '.sh':
+            assert f'tools/{tool.name}' in text or tool.name == 'torchrun.sh'
+
+
+def test_backends_are_those_of_the_code():
+    assert set(first_column(INSTALL, 'backend')) == set(BACKENDS) - {'auto'}
+    text = INSTALL.read_text()
+    assert all(f'`{name}`' in text for name in FUSED_BACKENDS)
+
+
+def test_extras_and_requirements_are_those_of_the_project():
+    tomllib = pytest.importorskip('tomllib', reason='Python 3.10 has none')
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    extras = project['optional-dependencies']
+    assert set(first_column(INSTALL, 'extra')) == {'none', *extras}
+    needed = {*project['dependencies']}.union(*extras.values())
+    text = INSTALL.read_text()
+    for requirement in needed:
+        name = re.match(r'[\w-]+', requirement)[0]
+        assert name in text, requirement
+
+
+def test_variables_are_those_of_the_code():
+    files = [
+        file
+        for folder in ('evmamba_mm', 'tools', 'tests')
+        for file in (ROOT / folder).rglob('*.py')
+        if file.parent.name != 'docs'
+    ]
+    known = set(_VARIABLE.findall('\n'.join(f.read_text() for f in files)))
+    told = {v for page in PAGES for v in _VARIABLE.findall(page.read_text())}
+    assert told <= known
+    package = {
+        variable
+        for file in files
+        if file.is_relative_to(ROOT / 'evmamba_mm')
+        for variable in _VARIABLE.findall(file.read_text())
+    }
+    assert package <= set(_VARIABLE.findall(INSTALL.read_text()))
+
+
+def test_an_unknown_backend_is_refused_as_shown(monkeypatch):
+    (command, shown) = re.search(
+        r'^\$ EVMAMBA_SCAN_BACKEND=(\w+) .*\nValueError: (.*)$',
+        INSTALL.read_text(),
+        re.MULTILINE,
+    ).groups()
+    monkeypatch.setenv('EVMAMBA_SCAN_BACKEND', command)
+    with pytest.raises(ValueError) as error:
+        EfficientVMamba('atto')(torch.rand(1, 3, 64, 64))
+    assert str(error.value) == shown
+
+
+def test_the_cache_is_where_the_page_says(monkeypatch, tmp_path):
+    from evmamba_mm.ops.scan_cuda import compiler
+
+    row = '| `EVMAMBA_CACHE_DIR` | `$XDG_CACHE_HOME/evmamba_mm`, without it '
+    assert f'{row}`~/.cache/evmamba_mm` |' in INSTALL.read_text()
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.delenv('EVMAMBA_CACHE_DIR', raising=False)
+    default = tmp_path / '.cache' / 'evmamba_mm'
+    assert compiler._cache_folder() == default
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
+    assert compiler._cache_folder() == tmp_path / 'other' / 'evmamba_mm'
+    monkeypatch.setenv('EVMAMBA_CACHE_DIR', str(tmp_path / 'own'))
+    assert compiler._cache_folder() == tmp_path / 'own'

@@ -1,0 +1,145 @@
+"""The Python blocks of three pages, and outputs that are shown."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+from evmamba_mm import EfficientVMamba
+
+from ..test_checkpoint import released_like
+from .follow import ROOT
+from .page import read_blocks
+
+BLOCKS = {
+    block.file_name: block
+    for page in ('README.md', 'docs/configs.md', 'docs/inference.md')
+    for block in read_blocks(ROOT / page)
+    if block.language == 'python'
+}
+HOSTS = {
+    'my_classifier.py': 'mmpretrain',
+    'my_detector.py': 'mmdet',
+    'my_segmentor.py': 'mmseg',
+    'my_ablation.py': 'mmpretrain',
+}
+# What is shown in docs/commands.md and takes no training.
+SHOWN = ('convert_checkpoint', 'reproduce', 'tables', 'figures')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('snippets')
+    for name in ('configs', 'tools'):
+        (folder / name).symlink_to(ROOT / name)
+    for name, block in BLOCKS.items():
+        (folder / name).write_text(block.text)
+    return folder
+
+
+def run(folder, *command):
+    """Runs a Python script; returns its output without log lines."""
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    return [line for line in lines if ' - mmengine - ' not in line]
+
+
+def shown_commands():
+    """Yields (arguments, printed lines) of the console blocks."""
+    for block in read_blocks(ROOT / 'docs' / 'commands.md'):
+        if block.language != 'console':
+            continue
+        text = block.text.replace('\\\n', ' ')
+        for part in text.split('$ ')[1:]:
+            command, *printed = part.strip().splitlines()
+            words = shlex.split(command)
+            tool = words[1].removeprefix('tools/').removesuffix('.py')
+            if words[0] == 'python' and tool in SHOWN:
+                yield pytest.param(words[1:], printed, id=tool)
+
+
+def test_every_block_is_known():
+    assert {*HOSTS, 'in_python.py', 'fused_detector.py'} == set(BLOCKS)
+
+
+@pytest.mark.parametrize('name', HOSTS)
+def test_config_builds_and_its_parts_fit(name, folder):
+    host = HOSTS[name]
+    pytest.importorskip(host, reason=f'{host} is not installed')
+    config = Config.fromfile(folder / name)
+    assert config.model.backbone.type == 'EfficientVMamba'
+    weights = config.model.backbone.pop('init_cfg', None)
+    with DefaultScope.overwrite_default_scope(host):
+        model = MODELS.build(config.model)
+    model = revert_sync_batchnorm(model).eval()
+    with torch.no_grad():
+        maps = model.extract_feat(torch.rand(1, 3, 64, 64))
+        if host == 'mmseg':
+            assert model.decode_head(maps).shape == (1, 150, 16, 16)
+            assert model.auxiliary_head(maps).shape[1] == 150
+        elif host == 'mmdet':
+            assert [x.shape[-1] for x in maps] == [16, 8, 4, 2, 1]
+            assert weights['prefix'] == 'backbone.'
+        else:
+            assert model.head(maps).shape == (1, 1000)
+
+
+def test_python_prints_what_is_shown(folder):
+    (line,) = run(folder, 'in_python.py')
+    assert f'\n    {line}\n' in (ROOT / 'README.md').read_text()
+
+
+def test_fused_detector_predicts_the_same(folder):
+    pytest.importorskip('mmdet', reason='mmdet is not installed')
+    script = BLOCKS['fused_detector.py'].text
+    config, checkpoint, image = re.findall(r"'(\S+/\S+)'", script)
+    config = Config.fromfile(ROOT / config)
+    config.model.test_cfg.rcnn.score_thr = 0
+    (folder / 'any_score.py').write_text(config.pretty_text)
+    (folder / 'fused_detector.py').write_text(
+        re.sub(r"'configs/\S+'", "'any_score.py'", script)
+    )
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        weights = MODELS.build(config.model).state_dict()
+    for path in (checkpoint, image):
+        (folder / path).parent.mkdir(parents=True)
+    meta = dict(dataset_meta=dict(classes=tuple('0123456789')))
+    torch.save(dict(state_dict=weights, meta=meta), folder / checkpoint)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
+    Image.fromarray(noise.astype('uint8')).save(folder / image)
+    plain, fused = run(folder, 'fused_detector.py')[-2:]
+    assert float(plain) > 0
+    assert float(fused) == pytest.approx(float(plain), rel=1e-3)
+
+
+@pytest.mark.parametrize(('arguments', 'shown'), list(shown_commands()))
+def test_command_prints_what_is_shown(arguments, shown, folder):
+    for host in ('mmdet', 'mmseg', 'mmpretrain'):
+        pytest.importorskip(host, reason=f'{host} is not installed')
+    if 'convert_checkpoint' in arguments[0]:
+        weights = released_like(EfficientVMamba('tiny'))
+        weights['classifier.head.weight'] = torch.zeros(1000, 384)
+        weights['classifier.head.bias'] = torch.zeros(1000)
+        torch.save(dict(state_dict=weights), folder / arguments[1])
+    printed = run(folder, *arguments)
+    if shown[-1] == '...':
+        shown = shown[:-1]
+        printed = printed[: len(shown)]
+    assert printed == shown
