@@ -46,6 +46,7 @@ def parse_args(argv=None):
         help='side of the image, in pixels (default: 224)',
     )
     add_erf(kinds)
+    add_curves(kinds)
     for kind in kinds.choices.values():
         kind.add_argument(
             *('-o', '--output'),
@@ -113,6 +114,35 @@ def add_erf(kinds):
     )
 
 
+def add_curves(kinds):
+    curves = kinds.add_parser(
+        'curves', help='losses or metrics of trainings over their iterations'
+    )
+    curves.add_argument(
+        'runs',
+        metavar='LABEL=RUN',
+        nargs='+',
+        type=label_and_run,
+        help='work dirs of trainings, or scalars.json files, each with a name',
+    )
+    curves.add_argument(
+        '--key', default='loss', help='scalar of the log (default: loss)'
+    )
+    curves.add_argument(
+        '--smooth',
+        type=positive,
+        default=10,
+        help='logged values that are averaged (default: 10)',
+    )
+
+
+def label_and_run(text):
+    label, equals, run = text.partition('=')
+    if not (label and equals and run):
+        raise argparse.ArgumentTypeError(f'{text!r} must be LABEL=RUN')
+    return label, run
+
+
 def positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
@@ -134,6 +164,10 @@ def draw(args):
         from figures import architecture
 
         architecture.draw(args.output, args.arch, args.size)
+    elif args.figure == 'curves':
+        from figures import curves
+
+        curves.draw(args.output, args.runs, args.key, args.smooth)
     else:
         from figures import erf
 
