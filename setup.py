@@ -10,11 +10,11 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-MIM_ENTRIES = ('configs', 'tools', 'model-index.yml')
+MIM_ENTRIES = ('configs', 'tools', 'results', 'model-index.yml')
 
 
 class BuildWithMim(build_py):
-    """Copies configs and tools to `evmamba_mm/.mim` of the build folder.
+    """Copies configs, tools and their data to `evmamba_mm/.mim` of the build.
 
     The source tree is never written to. An editable install gets no `.mim`:
     mim does not find the files of an editable install anyway.

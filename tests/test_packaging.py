@@ -75,6 +75,7 @@ def test_wheel_holds_the_package_and_what_mim_looks_for(wheel):
         'evmamba_mm'
     }
     wanted = files_below('configs') | files_below('tools')
+    wanted |= files_below('results')
     wanted |= {'model-index.yml'}
     package = {
         name for name in files_below('evmamba_mm') if '.mim' not in name

@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -38,8 +39,11 @@ def test_processes_do_not_start_without_the_mend(tmp_path):
 
 
 def test_two_processes_train_one_model(tmp_path):
-    lines = torchrun(2, tmp_path, '--mend').lines()
-    reports = [json.loads(x) for x in lines if x.startswith('{"rank"')]
+    text = '\n'.join(torchrun(2, tmp_path, '--mend').lines())
+    # Both write to one stream, and may end up on one line.
+    starts = [match.start() for match in re.finditer(r'\{"rank"', text)]
+    decode = json.JSONDecoder().raw_decode
+    reports = [decode(text, start)[0] for start in starts]
     assert sorted(report['rank'] for report in reports) == [0, 1]
     for report in reports:
         assert report['on_cpu_dist'] is True

@@ -174,6 +174,8 @@ def test_serial_and_parallel_forms_are_cached_apart():
 def test_no_folder_for_the_cache_is_no_obstacle(monkeypatch):
     kernels = scan_numba._kernels()
     njit = kernels.numba.njit
+    # At its first compilation numba compiles parts of its own.
+    njit(lambda x: x)(1)
 
     def refusing(cache=False, **options):
         if cache:

@@ -52,7 +52,8 @@ def _run_statistics(
         return _batch_statistics(x, running_mean, running_var, momentum)
     if running_mean is not None:
         # Autograd does not see the kernel write.
-        torch.autograd.graph.increment_version((running_mean, running_var))
+        for running in (running_mean, running_var):
+            torch.autograd.graph.increment_version(running)
     return _statistics(x, running_mean, running_var, momentum)
 
 

@@ -4,7 +4,6 @@ Shape letters: N maps, B batch, H W map, C channels.
 """
 
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -141,14 +140,16 @@ def pooled_layer_norms(
         ImportError: If the chosen backend is not installed.
     """
     _check(maps, weight, bias)
-    wide = next((x for x in maps if x.dtype == torch.float64), maps[0])
+    doubles = [x for x in maps if x.dtype == torch.float64]
+    wide = (doubles or maps)[0]
     if choose_fused(wide, backend) == 'torch':
         means = [
             norm_twin(x, None, weight, bias, eps).mean((1, 2)) for x in maps
         ]
     else:
         # Two maps a call, as a block with two branches has.
-        pairs = zip_longest(maps[::2], maps[1::2])
+        seconds = [*maps[1::2], None][: (len(maps) + 1) // 2]
+        pairs = zip(maps[::2], seconds, strict=True)
         means = [_run(*pair, weight, bias, eps)[0] for pair in pairs]
     return means[0] if len(means) == 1 else torch.cat(means)
 
