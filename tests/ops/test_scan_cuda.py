@@ -3,6 +3,8 @@
 Without a GPU nothing here can run: the kernels are CUDA C++.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -240,6 +242,20 @@ def test_compiles_as_one_graph():
     assert relative_error(actual[0], expected[0]) < 1e-6
     for name in NAMES:
         assert relative_error(actual[1][name], expected[1][name]) < 1e-6
+
+
+def test_runs_in_a_thread_that_has_used_no_gpu():
+    values = on_gpu(
+        arguments((6, 5), 32, 16, 2, 4, False, torch.float32), torch.float32
+    )
+
+    def scan():
+        with torch.no_grad():
+            return scan2d_cuda(**values, step_size=2, cross=False)
+
+    expected = scan()
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(scan).result(), expected)
 
 
 @pytest.mark.parametrize('cross', [False, True])

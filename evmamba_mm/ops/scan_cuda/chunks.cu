@@ -1,4 +1,4 @@
-#include "common.cuh"
+#include "tiles.cuh"
 
 // Long maps with few sequences are cut into chunks that are scanned side by
 // side. A first pass finds what each chunk alone leaves in the states, `join`

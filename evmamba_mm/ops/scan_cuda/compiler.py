@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
@@ -21,11 +22,11 @@ import torch
 INSTALL_LINE = 'pip install cuda-bindings'
 CACHE_VARIABLE = 'EVMAMBA_CACHE_DIR'
 _SOURCES = Path(__file__).parent
-_HEADER = 'common.cuh'
 # Without it a block gets 48 KB of shared memory.
 _LARGE_SHARED_MEMORY = 48 * 1024
 
 _logger = logging.getLogger('evmamba_mm')
+_thread = threading.local()
 
 
 @functools.cache
@@ -56,6 +57,10 @@ def _checked(result: tuple) -> object:
     return values[0] if len(values) == 1 else values
 
 
+def _headers() -> list[Path]:
+    return sorted(_SOURCES.glob('*.cuh'))
+
+
 def compile_source(
     name: str, constants: Mapping[str, int], architecture: str
 ) -> tuple[bytes, str]:
@@ -70,13 +75,14 @@ def compile_source(
         RuntimeError: If it does not compile, with the compiler's log.
     """
     nvrtc = _bindings()[1]
+    headers = _headers()
     program = _checked(
         nvrtc.nvrtcCreateProgram(
             (_SOURCES / name).read_bytes(),
             name.encode(),
-            1,
-            [(_SOURCES / _HEADER).read_bytes()],
-            [_HEADER.encode()],
+            len(headers),
+            [header.read_bytes() for header in headers],
+            [header.name.encode() for header in headers],
         )
     )
     options = [
@@ -113,8 +119,9 @@ def _key(name: str, constants: Mapping, architecture: str) -> str:
     digest = hashlib.sha256(
         repr((sorted(constants.items()), architecture, version)).encode()
     )
-    for file in (name, _HEADER):
-        digest.update((_SOURCES / file).read_bytes())
+    for file in (_SOURCES / name, *_headers()):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -192,6 +199,21 @@ def load_kernel(
     return driver.CUfunction(int(kernel))
 
 
+def _bind_context(driver: ModuleType) -> None:
+    """Give a thread the GPU's context, which it may not have yet.
+
+    The runtime does so at a thread's first call of it; the driver does not,
+    and a thread of autograd's may come here first.
+    """
+    if getattr(_thread, 'bound', False):
+        return
+    if int(_checked(driver.cuCtxGetCurrent())) == 0:
+        device = driver.CUdevice(torch.cuda.current_device())
+        context = _checked(driver.cuDevicePrimaryCtxRetain(device))
+        _checked(driver.cuCtxSetCurrent(context))
+    _thread.bound = True
+
+
 def launch(
     kernel: object,
     blocks: int,
@@ -201,6 +223,7 @@ def launch(
 ) -> None:
     """Launch on torch's current stream of the current device."""
     driver = _bindings()[0]
+    _bind_context(driver)
     pointers = (ctypes.c_void_p * len(arguments))(
         *(ctypes.addressof(argument) for argument in arguments)
     )

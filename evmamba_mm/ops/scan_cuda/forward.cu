@@ -1,4 +1,4 @@
-#include "common.cuh"
+#include "tiles.cuh"
 
 // Maps are [batch][token][D], projections [batch][token] rows of `proj_stride`
 // with this group's columns at `parameters * proj_offset`. `y` of group g

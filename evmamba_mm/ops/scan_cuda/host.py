@@ -265,5 +265,5 @@ def run_backward(
         dweight.contiguous(),
         dbias.squeeze(-1).contiguous(),
         dA_logs,
-        dskip.flatten(),
+        dskip.reshape(-1).contiguous(),
     )
