@@ -147,7 +147,11 @@ def _twin(
     """The same by plain torch, in fp32 or fp64."""
     compute = torch.promote_types(x.dtype, torch.float32)
     running = (running_mean, running_var)
-    wide = [None if old is None else old.to(compute) for old in running]
+    # cuDNN would take what has gaps for contiguous.
+    wide = [
+        None if old is None else old.to(compute).contiguous()
+        for old in running
+    ]
     with torch.autocast(x.device.type, enabled=False):
         y = F.batch_norm(
             x.to(compute).permute(0, 3, 1, 2),

@@ -379,7 +379,7 @@ def test_more_elements_than_an_int32_counts():
     y = batch_norm_act(
         x.requires_grad_(), weight, bias, *running, True, eps=1.0
     )
-    assert relative_error(y[0, 1, -3:], tail) < 1e-2
+    assert relative_error(y[0, 1, -3:], tail + 1) < 1e-2
     dx, dbias = torch.autograd.grad(y[0, 1, -3:].sum(), (x, bias))
     assert relative_error(dx[0, 1, -3:], torch.ones_like(tail)) < 1e-2
     assert torch.equal(dbias, torch.full_like(dbias, 3.0))
