@@ -17,6 +17,7 @@ from ..layers import (
     LayerNorm,
     PatchEmbed,
     PatchMerging,
+    prepared_weights,
 )
 from .arch import Arch, resolve_arch, resolve_block_types, resolve_out_indices
 from .pretrained import check_pretrained, pretrained_configs
@@ -177,6 +178,10 @@ class EfficientVMamba(BaseModule):
         Raises:
             ValueError: If the image's shape, dtype or device does not fit.
         """
+        with prepared_weights(self, image):
+            return tuple(self._maps(image))
+
+    def _maps(self, image: Tensor) -> list[Tensor]:
         x = self.patch_embed(image)
         outputs = []
         for i, stage in enumerate(self.stages):
@@ -190,7 +195,7 @@ class EfficientVMamba(BaseModule):
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
                 outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())
-        return tuple(outputs)
+        return outputs
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

@@ -7,6 +7,7 @@ from .inverted_residual import InvertedResidual
 from .layer_norm import LayerNorm
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging
+from .prepared import prepared_weights
 from .scan_mixer import ScanMixer
 from .squeeze_excite import ConvSqueezeExcite, SqueezeExcite
 from .ss2d import SS2D
@@ -24,4 +25,5 @@ __all__ = [
     'SS2D',
     'ScanMixer',
     'SqueezeExcite',
+    'prepared_weights',
 ]

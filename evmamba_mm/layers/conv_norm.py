@@ -14,6 +14,7 @@ from ..ops import (
     fold_batch_norm,
     watched,
 )
+from .prepared import ready_or_own, ready_weight
 
 _ACTIVATIONS = {'none': None, 'relu': F.relu, 'gelu': F.gelu}
 
@@ -23,15 +24,14 @@ def _activate(x: Tensor, activation: str) -> Tensor:
     return x if function is None else function(x)
 
 
-def _folds(norm: nn.Module, x: Tensor) -> bool:
+def _folds(norm: nn.BatchNorm2d, x: Tensor) -> bool:
     """Whether the norm is a fixed scale that no gradient asks for.
 
     Whoever watches the operations is shown the norm.
     """
     return (
-        type(norm) is nn.BatchNorm2d
-        and norm.track_running_stats
-        and not norm.training
+        norm.track_running_stats
+        and norm.affine
         and x.is_cuda
         and not torch.is_grad_enabled()
         and not watched()
@@ -39,8 +39,14 @@ def _folds(norm: nn.Module, x: Tensor) -> bool:
 
 
 def _folded(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias with the norm in them; None where it has to stay."""
+    if type(norm) is not nn.BatchNorm2d or norm.training:
+        return None
+    ready = ready_weight(conv, norm)
+    if ready is not None or not _folds(norm, x):
+        return ready
     return fold_batch_norm(
         conv.weight,
         conv.bias,
@@ -83,15 +89,22 @@ def norm_act(norm: nn.Module, x: Tensor, activation: str) -> Tensor:
     )
 
 
+def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """1x1 convolution of a map (B, H, W, C)."""
+    weight, bias = ready_or_own(conv)
+    return F.linear(x, weight.flatten(1), bias)
+
+
 def pointwise_norm_act(
     x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str = 'none'
 ) -> Tensor:
     """1x1 convolution, norm and activation of a map (B, H, W, C)."""
-    if _folds(norm, x):
-        weight, bias = _folded(conv, norm, autocast_dtype(x))
+    folded = _folded(x, conv, norm, autocast_dtype(x))
+    if folded is not None:
+        weight, bias = folded
         y = F.linear(x, weight.flatten(1), bias)
         return F.relu_(y) if activation == 'relu' else _activate(y, activation)
-    y = F.linear(x, conv.weight.flatten(1), conv.bias)
+    y = pointwise_conv(x, conv)
     return norm_act(norm, y, activation)
 
 
@@ -101,8 +114,8 @@ def depthwise_norm_act(
     """Depthwise 3x3 convolution, norm and activation of a map (B, H, W, C)."""
     if isinstance(norm, nn.Identity):
         return depthwise_conv3x3(x, conv.weight, conv.bias, activation)
-    if _folds(norm, x):
-        weight, bias = _folded(conv, norm, torch.float32)
-        return depthwise_conv3x3(x, weight, bias, activation)
+    folded = _folded(x, conv, norm, torch.float32)
+    if folded is not None:
+        return depthwise_conv3x3(x, *folded, activation)
     y = depthwise_conv3x3(x, conv.weight, conv.bias)
     return norm_act(norm, y, activation)

@@ -4,12 +4,12 @@ Shape letters: B batch, H W map, C channels.
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ops import scale_add
-from .conv_norm import depthwise_norm_act
+from .conv_norm import depthwise_norm_act, pointwise_conv
 from .drop_path import DropPath
 from .layer_norm import LayerNorm
+from .prepared import InferenceWeight
 from .squeeze_excite import SqueezeExcite
 
 
@@ -28,11 +28,19 @@ class ConvBranch(nn.Sequential):
             nn.Conv2d(channels, channels, 1),
         )
 
+    def inference_weights(self) -> list[InferenceWeight]:
+        """Weights that an inference reads in another form."""
+        depthwise, norm, _, pointwise = self
+        return [
+            InferenceWeight(depthwise, norm, narrow=False),
+            InferenceWeight(pointwise),
+        ]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         depthwise, norm, _, pointwise = self
         x = depthwise_norm_act(x, depthwise, norm, 'gelu')
-        return F.linear(x, pointwise.weight.flatten(1), pointwise.bias)
+        return pointwise_conv(x, pointwise)
 
 
 class EVSSBlock(nn.Module):

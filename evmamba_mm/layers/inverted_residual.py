@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..ops import scale_add
 from .conv_norm import depthwise_norm_act, pointwise_norm_act
 from .drop_path import DropPath
+from .prepared import InferenceWeight
 from .squeeze_excite import ConvSqueezeExcite
 
 
@@ -49,6 +50,14 @@ class InvertedResidual(nn.Module):
             nn.BatchNorm2d(channels),
         )
         self.drop_path = DropPath(drop_path_rate)
+
+    def inference_weights(self) -> list[InferenceWeight]:
+        """Weights that an inference reads in another form."""
+        return [
+            InferenceWeight(*self.conv_pw[:2]),
+            InferenceWeight(*self.conv_dw[:2], narrow=False),
+            InferenceWeight(*self.conv_pw2[:2]),
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""

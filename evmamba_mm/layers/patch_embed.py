@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..ops import autocast_dtype
 from .layer_norm import LayerNorm
+from .prepared import InferenceWeight, ready_or_own
 
 
 class PatchEmbed(nn.Module):
@@ -27,6 +28,10 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.conv = nn.Conv2d(in_channels, channels, patch_size, patch_size)
         self.norm = LayerNorm(channels)
+
+    def inference_weights(self) -> list[InferenceWeight]:
+        """Weights that an inference reads in another form."""
+        return [InferenceWeight(self.conv)]
 
     def forward(self, image: Tensor) -> Tensor:
         """Turn (B, in_channels, H, W) into (B, H // P, W // P, C).
@@ -63,9 +68,9 @@ class PatchEmbed(nn.Module):
             return self.conv(image).permute(0, 2, 3, 1)
         # As one matrix product: cuDNN's convolution of three channels is
         # slower and leaves the result channels first.
-        p, weight = self.patch_size, self.conv.weight
+        p, (weight, bias) = self.patch_size, ready_or_own(self.conv)
         rows, columns = image.shape[2] // p, image.shape[3] // p
         cells = image[:, :, : rows * p, : columns * p]
         cells = cells.unflatten(3, (columns, p)).unflatten(2, (rows, p))
         patches = cells.permute(0, 2, 4, 1, 3, 5).to(autocast_dtype(image))
-        return F.linear(patches.flatten(3), weight.flatten(1), self.conv.bias)
+        return F.linear(patches.flatten(3), weight.flatten(1), bias)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .layer_norm import LayerNorm
 from .linear import init_linear
+from .prepared import InferenceWeight, apply_linear
 
 
 class PatchMerging(nn.Module):
@@ -29,6 +30,10 @@ class PatchMerging(nn.Module):
         self.norm = LayerNorm(4 * in_channels)
         self.reduction = init_linear(4 * in_channels, out_channels, bias=False)
 
+    def inference_weights(self) -> list[InferenceWeight]:
+        """Weights that an inference reads in another form."""
+        return [InferenceWeight(self.reduction)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), out)."""
         height, width = x.shape[1:3]
@@ -37,4 +42,4 @@ class PatchMerging(nn.Module):
         # would each have a gradient of the whole map.
         cells = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         neighbours = cells.permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return self.reduction(self.norm(neighbours))
+        return apply_linear(self.reduction, self.norm(neighbours))

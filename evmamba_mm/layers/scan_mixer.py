@@ -16,6 +16,7 @@ from ..ops import (
     split_linear,
 )
 from .linear import init_linear
+from .prepared import InferenceWeight, ready_or_own
 
 
 def _initial_dt_bias(shape: tuple[int, int]) -> Tensor:
@@ -100,12 +101,18 @@ class ScanMixer(nn.Module):
         """Scan a map (B, H, W, D)."""
         raise NotImplementedError
 
+    def inference_weights(self) -> list[InferenceWeight]:
+        """Weights that an inference reads in another form."""
+        return [InferenceWeight(self.in_proj), InferenceWeight(self.out_proj)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        u, gate = split_linear(x, self.in_proj.weight)
+        in_weight, _ = ready_or_own(self.in_proj)
+        out_weight, _ = ready_or_own(self.out_proj)
+        u, gate = split_linear(x, in_weight)
         conv, norm = self.conv2d, self.out_norm
         u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu')
         y = self.scan(u)
         return norm_gate_linear(
-            y, gate, norm.weight, norm.bias, norm.eps, self.out_proj.weight
+            y, gate, norm.weight, norm.bias, norm.eps, out_weight
         )

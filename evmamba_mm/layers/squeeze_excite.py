@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import pooled_layer_norms, squeeze_excite
 from .linear import init_linear
+from .prepared import InferenceWeight, apply_linear
 
 
 class SqueezeExcite(nn.Module):
@@ -30,13 +31,20 @@ class SqueezeExcite(nn.Module):
         self.act = nn.GELU()
         self.channel_select = init_linear(hidden, channels)
 
+    def inference_weights(self) -> list[InferenceWeight]:
+        """Weights that an inference reads in another form."""
+        return [
+            InferenceWeight(self.global_reduce),
+            InferenceWeight(self.channel_select),
+        ]
+
     def gates(self, *maps: Tensor) -> tuple[Tensor, ...]:
         """Gate of each map before its sigmoid, (B, C) each."""
         norm = self.norm
         pooled = pooled_layer_norms(maps, norm.weight, norm.bias, norm.eps)
         pooled = pooled.to(self.global_reduce.weight.dtype)
-        hidden = self.act(self.global_reduce(pooled))
-        return self.channel_select(hidden).chunk(len(maps))
+        hidden = self.act(apply_linear(self.global_reduce, pooled))
+        return apply_linear(self.channel_select, hidden).chunk(len(maps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``."""

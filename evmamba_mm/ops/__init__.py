@@ -4,8 +4,13 @@ from .atrous import atrous_merge, atrous_parameter_sets, atrous_scan
 from .backend import BACKENDS, check_backend
 from .cross import cross_merge, cross_scan
 from .fused import (
+    BatchNormTensors,
+    PreparedWeights,
+    WeightJob,
     autocast_dtype,
     batch_norm_act,
+    can_prepare,
+    choose_fused,
     depthwise_conv3x3,
     fold_batch_norm,
     layer_norm,
@@ -23,12 +28,17 @@ from .selective_scan import selective_scan
 
 __all__ = [
     'BACKENDS',
+    'BatchNormTensors',
+    'PreparedWeights',
+    'WeightJob',
     'atrous_merge',
     'atrous_parameter_sets',
     'atrous_scan',
     'autocast_dtype',
     'batch_norm_act',
+    'can_prepare',
     'check_backend',
+    'choose_fused',
     'cross_merge',
     'cross_scan',
     'depthwise_conv3x3',

@@ -66,6 +66,8 @@ def _say_once(backend: str, device: torch.device, install: str) -> None:
         )
 
 
+# Under torch.compile the answer is asked for once, while tracing.
+@torch.compiler.assume_constant_result
 def choose_backend(
     backend: str,
     device: torch.device,
@@ -117,6 +119,7 @@ def choose_backend(
     return name
 
 
+@torch.compiler.assume_constant_result
 def choose_scan2d_backend(
     backend: str,
     device: torch.device,

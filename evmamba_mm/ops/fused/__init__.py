@@ -1,22 +1,33 @@
 """Ops that read and write each map once, in Triton beside plain torch."""
 
 from .batch_norm import batch_norm_act
-from .choice import FUSED_BACKENDS, autocast_dtype
+from .choice import FUSED_BACKENDS, autocast_dtype, choose_fused
 from .depthwise import depthwise_conv3x3
 from .fold import fold_batch_norm
 from .gated_linear import norm_gate_linear
 from .group_linear import group_linear
 from .norm import layer_norm, layer_norm_gate
 from .pooled_norm import pooled_layer_norm, pooled_layer_norms
+from .prepare import (
+    BatchNormTensors,
+    PreparedWeights,
+    WeightJob,
+    can_prepare,
+)
 from .scale_add import scale_add
 from .shortcut import watched
 from .split_linear import split_linear
 from .squeeze_excite import squeeze_excite
 
 __all__ = [
+    'BatchNormTensors',
     'FUSED_BACKENDS',
+    'PreparedWeights',
+    'WeightJob',
     'autocast_dtype',
     'batch_norm_act',
+    'can_prepare',
+    'choose_fused',
     'depthwise_conv3x3',
     'fold_batch_norm',
     'group_linear',

@@ -6,6 +6,7 @@ rows, and a small kernel adds the parts up in a fixed order.
 Shape letters: T tokens, C channels, P parts.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class Sweep(NamedTuple):
     turns: int
 
 
+@functools.lru_cache(maxsize=1024)
 def sweep(tokens: int, channels: int, warps: int) -> Sweep:
     """Share out a map among programs that leave a part each.
 
@@ -59,6 +61,7 @@ def sweep(tokens: int, channels: int, warps: int) -> Sweep:
     return Sweep(rows, columns, chunks, -(-tiles // turns), turns)
 
 
+@functools.lru_cache(maxsize=1024)
 def _part_tile(parts: int) -> tuple[int, int]:
     """Rows and columns that a program adds up at a time."""
     rows = min(max(32, triton.next_power_of_2(parts)), _MOST_PARTS)
@@ -235,7 +238,7 @@ def statistics(
             plan.columns,
             num_warps=_WARPS,
         )
-        _merge_kernel[(triton.cdiv(channels, tile[1]),)](
+        _merge_kernel[(-(-channels // tile[1]),)](
             mean,
             variance,
             *running,
@@ -259,7 +262,7 @@ def add_up(parts: Tensor) -> Tensor:
     tile = _part_tile(count)
     sums = parts.new_empty((2, channels))
     with on_device_of(parts):
-        _sum_kernel[(triton.cdiv(2 * channels, tile[1]),)](
+        _sum_kernel[(-(-2 * channels // tile[1]),)](
             sums,
             parts,
             count,

@@ -360,8 +360,8 @@ def depthwise_backward(
     block_p, block_c, rows, patches, blocks, chunks = _plan(*x.shape)
     dpre = dy if activation == 'none' else torch.empty_like(dx)
     # As many blocks for each program, so that all end at one time.
-    turns = triton.cdiv(blocks * chunks, 2 * _ENOUGH_PROGRAMS)
-    slots = triton.cdiv(blocks, turns)
+    turns = -(-blocks * chunks // (2 * _ENOUGH_PROGRAMS))
+    slots = -(-blocks // turns)
     sums = torch.empty(
         slots, 10, channels, dtype=torch.float32, device=x.device
     )

@@ -129,7 +129,7 @@ def _precision(x: Tensor) -> str:
 
 
 def _padded(size: int, most: int) -> int:
-    return min(max(triton.next_power_of_2(size), 16), most)
+    return min(max(1 << (size - 1).bit_length(), 16), most)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -245,8 +245,8 @@ def group_linear_gradients(
     batch, height, width = _map_size(u, step_size)
     block_p, block_d, pixels = _backward_tile(u, outputs)
     rows, cols, windows = _window(batch, height, width, step_size, pixels)
-    programs = triton.cdiv(channels, block_d) * step_size**2
-    slots = min(windows, triton.cdiv(_PROGRAMS, programs))
+    programs = -(-channels // block_d) * step_size**2
+    slots = min(windows, -(-_PROGRAMS // programs))
     shape = (step_size**2, slots, outputs, channels)
     sums = torch.empty(shape, dtype=torch.float32, device=u.device)
     with torch.cuda.device_of(u):

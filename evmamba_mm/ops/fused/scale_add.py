@@ -87,6 +87,13 @@ def _differentiate(ctx, dout):
 _run = short_differentiable(_scale_add, _forward, _keep, _differentiate)
 
 
+def _opened(x: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Tensor:
+    x = x.to(dtype)
+    if gate is None:
+        return x
+    return x * gate.to(dtype).sigmoid()[:, None, None, :]
+
+
 def _twin(
     residual: Tensor,
     a: Tensor,
@@ -98,15 +105,9 @@ def _twin(
     dtype = torch.promote_types(residual.dtype, a.dtype)
     compute = torch.promote_types(dtype, torch.float32)
 
-    def opened(x: Tensor, gate: Tensor | None) -> Tensor:
-        x = x.to(compute)
-        if gate is None:
-            return x
-        return x * gate.to(compute).sigmoid()[:, None, None, :]
-
-    update = opened(a, gate_a)
+    update = _opened(a, gate_a, compute)
     if b is not None:
-        update = update + opened(b, gate_b)
+        update = update + _opened(b, gate_b, compute)
     if scale is not None:
         update = update * scale.detach().to(compute)[:, None, None, None]
     return (residual + update).to(dtype)

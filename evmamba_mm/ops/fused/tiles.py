@@ -4,6 +4,7 @@ Everything follows from shapes alone, so that a result is the same on every
 card and in every run. The sizes are meant for a card of 132 multiprocessors.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ class Tile(NamedTuple):
     warps: int
 
 
+@functools.lru_cache(maxsize=1024)
 def row_tile(channels: int, elements: int = 2048) -> Tile:
     """Tile of about this many elements.
 
@@ -37,6 +39,7 @@ def row_tile(channels: int, elements: int = 2048) -> Tile:
     return Tile(rows, columns, min(max(warps, 1), 16))
 
 
+@functools.lru_cache(maxsize=1024)
 def split_rows(
     count: int,
     tile_rows: int,
