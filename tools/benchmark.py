@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import closed_pipe
 from benchmarking import arguments
 
 
@@ -124,10 +125,12 @@ def main(argv=None):
     command = shlex.join(['python', 'tools/benchmark.py', *map(str, given)])
     try:
         return run(args, command)
+    except BrokenPipeError:
+        raise
     except (ValueError, ImportError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    closed_pipe.run(main)

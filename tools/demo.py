@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import closed_pipe
 import launch
 import numpy as np
 
@@ -327,4 +328,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    closed_pipe.run(main)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import closed_pipe
 import launch
 from reproducing import metrics, rows
 
@@ -127,10 +128,12 @@ def main(argv=None):
 
         plan = Plan(args)
         return plan.describe() if args.dry_run else plan.carry_out()
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    closed_pipe.run(main)

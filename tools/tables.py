@@ -15,6 +15,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import closed_pipe
+
 ROOT = Path(__file__).resolve().parent.parent
 COUNTED = ('config', 'protocol', 'params', 'trainable_params', 'flops')
 
@@ -208,4 +210,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    closed_pipe.run(main)

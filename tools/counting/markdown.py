@@ -122,7 +122,7 @@ def results(folder):
         'table2': ('ImageNet, top-1', 'top1'),
         'table3': ('COCO, RetinaNet 1x, AP', 'ap'),
         'table7': ('COCO, Mask R-CNN, box AP', 'box_ap'),
-        'table4': ('ADE20K, UPerNet, mIoU', 'miou_ss'),
+        'table4': ('ADE20K, UperNet, mIoU', 'miou_ss'),
     }
     body = []
     for name, (task, column) in metrics.items():
