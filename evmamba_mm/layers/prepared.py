@@ -66,9 +66,11 @@ class _State:
     def pointers(self) -> list[int] | None:
         """Where all sources are; None if one has no memory or is gone."""
         try:
-            return [tensors[name].data_ptr() for tensors, name in self.places]
+            found = [t[name].data_ptr() for t, name in self.places]
         except (KeyError, AttributeError, RuntimeError):
             return None
+        # As of what is sharded or offloaded between calls.
+        return None if 0 in found else found
 
 
 _states: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -114,16 +116,21 @@ def _job(entry: InferenceWeight, dtype: torch.dtype) -> WeightJob | None:
         return None
     result = dtype if narrow else torch.float32
     job = WeightJob(layer.weight, layer.bias, tensors, eps, result)
-    return job if can_prepare(job) else None
+    # What a subclass holds need not be what it shows.
+    plain = all(type(x) in (Tensor, nn.Parameter) for x in job.sources)
+    return job if plain and can_prepare(job) else None
 
 
 def _make_ready(
-    state: _State, dtype: torch.dtype, pointers: list[int]
+    state: _State,
+    device: torch.device,
+    dtype: torch.dtype,
+    pointers: list[int],
 ) -> _Ready:
     jobs = {}
     for entry in state.entries:
         job = _job(entry, dtype)
-        if job is not None:
+        if job is not None and job.weight.device == device:
             jobs[_key(entry.layer, entry.norm)] = job
     if not jobs:
         return _Ready(pointers, None, {})
@@ -149,7 +156,9 @@ def _current(
     if not again or captured:
         state.seen[dtype] = pointers
         return None
-    ready = state.ready[dtype] = _make_ready(state, dtype, pointers)
+    ready = state.ready[dtype] = _make_ready(
+        state, image.device, dtype, pointers
+    )
     return ready
 
 

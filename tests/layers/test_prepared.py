@@ -149,6 +149,19 @@ def test_a_change_is_seen(change, backbone, x, monkeypatch):
         torch.testing.assert_close(run(backbone, x), expected)
 
 
+def test_weights_without_memory_are_left_alone(backbone, x):
+    weight = backbone.block.conv_pw[0].weight
+    kept = weight.detach().clone()
+    for _ in range(3):
+        weight.untyped_storage().resize_(0)
+        with torch.no_grad(), prepared_weights(backbone, x):
+            assert prepared.ready_weight(backbone.merge.reduction) is None
+            assert getattr(prepared._thread, 'found', None) is None
+    weight.untyped_storage().resize_(kept.numel() * 4)
+    weight.data.copy_(kept)
+    assert ready(backbone) is None
+
+
 def test_gradients_use_the_parameters_themselves(backbone, x):
     for _ in range(2):
         run(backbone, x)
