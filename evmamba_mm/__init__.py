@@ -8,7 +8,8 @@ compat.apply()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
+from .hooks import CUDAGraphHook  # noqa: E402
 
 register_flop_handles()
 
-__all__ = ['ARCHS', 'EfficientVMamba', '__version__']
+__all__ = ['ARCHS', 'CUDAGraphHook', 'EfficientVMamba', '__version__']

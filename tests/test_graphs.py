@@ -1,92 +1,378 @@
 import copy
+import io
 
 import pytest
 import torch
+from torch import nn
 
 from evmamba_mm import EfficientVMamba
-from evmamba_mm.graphs import graph_inference, graph_training
-
-NEEDS_GPU = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='CUDA graphs need a GPU'
+from evmamba_mm.graphs import (
+    check_training,
+    graph_inference,
+    graph_training,
+    remove_graphs,
+    training,
 )
+
+from .compat.conftest import package_log  # noqa: F401  a fixture
+from .graph_fixtures import (
+    DEVICES,
+    count_replays,
+    exact_convolutions,
+    make_up_graphs,
+)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    if request.param == 'made-up':
+        make_up_graphs(monkeypatch)
+        yield torch.device('cpu')
+        return
+    with exact_convolutions():
+        yield torch.device(request.param, 0)
+
+
+@pytest.fixture
+def replays(device, monkeypatch):
+    return count_replays(monkeypatch)
+
+
+@pytest.fixture
+def net(device):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 2, 1),
+    ).to(device)
+
+
+@pytest.fixture
+def image(device):
+    return torch.randn(2, 3, 8, 8, device=device)
+
+
+def grown(net, factor):
+    """A copy of a net with other weights."""
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[-1].weight.mul_(factor)
+    return other
 
 
 def test_a_cpu_image_is_refused():
     with pytest.raises(ValueError, match='image must be on a CUDA device'):
-        graph_training(torch.nn.Identity(), torch.zeros(1))
+        graph_training(nn.Identity(), torch.zeros(1))
+    with pytest.raises(ValueError, match='image must be on a CUDA device'):
+        graph_inference(nn.Identity(), torch.zeros(1))
 
 
-@NEEDS_GPU
-def test_a_module_in_evaluation_is_refused():
+def test_the_wrong_mode_is_refused(net, image):
     with pytest.raises(ValueError, match='training mode'):
-        graph_training(torch.nn.Identity().eval(), torch.zeros(1).cuda())
-
-
-@NEEDS_GPU
-@pytest.mark.parametrize('dtype', [None, torch.bfloat16], ids=str)
-def test_steps_equal_eager_ones(dtype):
-    torch.manual_seed(0)
-    eager = EfficientVMamba('atto').cuda().train()
-    graphed = copy.deepcopy(eager)
-    images = torch.randn(3, 2, 3, 64, 64, device='cuda')
-    graph_training(graphed, images[0], dtype)
-    steps = {}
-    for name, model in (('eager', eager), ('graphed', graphed)):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        for image in images:
-            optimizer.zero_grad()
-            with torch.autocast(
-                'cuda', dtype=dtype, enabled=dtype is not None
-            ):
-                loss = model(image)[-1].float().square().mean()
-            loss.backward()
-            optimizer.step()
-        state = {k: v.clone() for k, v in model.state_dict().items()}
-        steps[name] = loss.item(), state
-    tolerance = (
-        dict(rtol=1e-4, atol=1e-6)
-        if dtype is None
-        else dict(rtol=2e-2, atol=1e-4)
-    )
-    torch.testing.assert_close(
-        steps['graphed'][0], steps['eager'][0], **tolerance
-    )
-    torch.testing.assert_close(
-        steps['graphed'][1], steps['eager'][1], **tolerance
-    )
-
-
-@NEEDS_GPU
-def test_other_shapes_and_evaluation_run_as_before():
-    torch.manual_seed(0)
-    eager = EfficientVMamba('atto').cuda().train()
-    graphed = copy.deepcopy(eager)
-    graph_training(graphed, torch.randn(2, 3, 64, 64, device='cuda'))
-    image = torch.randn(1, 3, 96, 32, device='cuda')
-    torch.testing.assert_close(graphed(image), eager(image))
-    torch.testing.assert_close(graphed.eval()(image), eager.eval()(image))
-
-
-@NEEDS_GPU
-def test_inference_follows_the_image_and_the_weights():
-    torch.manual_seed(0)
-    eager = EfficientVMamba('atto').cuda().eval()
-    graphed = copy.deepcopy(eager)
-    images = torch.randn(2, 2, 3, 64, 64, device='cuda')
-    graph_inference(graphed, images[0])
-    with torch.no_grad():
-        for image in images:
-            torch.testing.assert_close(graphed(image), eager(image))
-        for model in (eager, graphed):
-            model.patch_embed.conv.weight.mul_(2)
-        torch.testing.assert_close(graphed(images[0]), eager(images[0]))
-        other = images[:, 0, :, :32]
-        torch.testing.assert_close(graphed(other), eager(other))
-    graphed(images[0])[-1].sum().backward()
-    assert graphed.patch_embed.conv.weight.grad is not None
-
-
-@NEEDS_GPU
-def test_inference_refuses_a_module_in_training():
+        graph_training(net.eval(), image)
     with pytest.raises(ValueError, match='evaluation mode'):
-        graph_inference(torch.nn.Identity(), torch.zeros(1).cuda())
+        graph_inference(net.train(), image)
+    assert 'forward' not in net.__dict__
+
+
+def test_what_cannot_be_captured_is_refused():
+    with pytest.raises(ValueError, match=r'SyncBatchNorm, got one as 1'):
+        check_training(nn.Sequential(nn.ReLU(), nn.SyncBatchNorm(4)))
+    with pytest.raises(ValueError, match='set with_cp=False'):
+        check_training(EfficientVMamba('atto', with_cp=True))
+    hooked = nn.Sequential(nn.Sequential(nn.ReLU()))
+    hooked.register_forward_hook(print)
+    check_training(hooked)
+    hooked[0][0].register_forward_pre_hook(print)
+    with pytest.raises(ValueError, match='got one on 0.0'):
+        check_training(hooked)
+
+
+def test_a_training_call_is_replayed_with_its_backward(net, image, replays):
+    plain = copy.deepcopy(net)
+    graph_training(net, image)
+    assert not replays
+    torch.testing.assert_close(
+        dict(net.named_buffers()), dict(plain.named_buffers())
+    )
+    output = net(image)
+    assert len(replays) == 1
+    output.sum().backward()
+    assert len(replays) == 2
+    torch.testing.assert_close(output, plain(image))
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_gradients_reach_their_parameters_and_add_up(
+    net, image, replays, monkeypatch
+):
+    def ones(outputs):
+        return [torch.ones_like(o) for o in outputs if o.requires_grad]
+
+    # What a made-up graph keeps are then the gradients of a sum.
+    monkeypatch.setattr(training, '_zeros', ones)
+    plain = copy.deepcopy(net)
+    graph_training(net, image)
+    for model in (net, plain):
+        model(image).sum().backward()
+        first = [p.grad for p in model.parameters()]
+        kept = [gradient.clone() for gradient in first]
+        model(image).sum().backward()
+        torch.testing.assert_close(first, [2 * gradient for gradient in kept])
+    assert len(replays) == 4
+    torch.testing.assert_close(
+        [p.grad for p in net.parameters()],
+        [p.grad for p in plain.parameters()],
+    )
+
+
+def test_an_evaluation_call_is_replayed(net, image, replays):
+    plain = copy.deepcopy(net).eval()
+    graph_inference(net.eval(), image)
+    with torch.no_grad():
+        torch.testing.assert_close(net(image), plain(image))
+    assert len(replays) == 1
+    net(image).sum().backward()
+    assert len(replays) == 1
+    assert net[0].weight.grad is not None
+
+
+def freeze(net):
+    net[0].requires_grad_(False)
+    return lambda: net[0].requires_grad_(True)
+
+
+def norm_in_evaluation(net):
+    net[1].eval()
+    return net[1].train
+
+
+def hook(net):
+    return net[2].register_forward_hook(lambda *args: None).remove
+
+
+@pytest.mark.parametrize('change', [freeze, norm_in_evaluation, hook])
+def test_what_is_set_otherwise_runs_as_before(
+    change,
+    net,
+    image,
+    replays,
+    package_log,  # noqa: F811
+):
+    plain = copy.deepcopy(net)
+    graph_training(net, image)
+    back = change(net)
+    change(plain)
+    for _ in range(2):
+        torch.testing.assert_close(net(image), plain(image))
+    assert not replays
+    assert package_log.text.count('is not replayed: hooks, training') == 1
+    back()
+    net(image)
+    assert len(replays) == 1
+
+
+def move(net):
+    net[0].weight.data = net[0].weight.data.clone()
+
+
+def replace_parameter(net):
+    net[0].weight = nn.Parameter(net[0].weight.data)
+
+
+def replace_buffer(net):
+    net[1].running_mean = net[1].running_mean.clone()
+
+
+def replace_submodule(net):
+    net[2] = nn.ReLU()
+
+
+@pytest.mark.parametrize(
+    'change', [move, replace_parameter, replace_buffer, replace_submodule]
+)
+def test_what_has_moved_gives_its_graph_up(
+    change,
+    net,
+    image,
+    replays,
+    package_log,  # noqa: F811
+):
+    plain = copy.deepcopy(net)
+    graph_training(net, image)
+    change(net)
+    for _ in range(2):
+        output = net(image)
+        torch.testing.assert_close(output, plain(image))
+    output.sum().backward()
+    assert net[0].weight.grad is not None
+    assert not replays
+    assert package_log.text.count('is given up') == 1
+    graph_training(net, image)
+    net(image)
+    assert len(replays) == 1
+
+
+def test_other_calls_run_as_before(net, image, replays):
+    plain = copy.deepcopy(net)
+    graph_training(net, image)
+    for other in (image[:1], image[..., 1:], image.clone().requires_grad_()):
+        torch.testing.assert_close(net(other), plain(other))
+    with torch.no_grad():
+        torch.testing.assert_close(net(image), plain(image))
+    for one in (net, plain):
+        one.double()(image.double())
+    torch.testing.assert_close(
+        net.float().eval()(image),
+        plain.float().eval()(image),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert not replays
+
+
+def test_other_autocast_runs_as_before(net, image, replays):
+    if image.device.type != 'cuda':
+        pytest.skip('autocast of CUDA needs a GPU')
+    graph_training(net, image, torch.bfloat16)
+    assert net(image).dtype == torch.float32
+    with torch.autocast('cuda', torch.float16):
+        assert net(image).dtype == torch.float16
+    assert not replays
+    with torch.autocast('cuda', torch.bfloat16):
+        assert net(image).dtype == torch.bfloat16
+    assert len(replays) == 1
+
+
+def test_several_shapes_have_a_graph_each(net, image, replays):
+    plain = copy.deepcopy(net)
+    images = image, image[..., :6].contiguous()
+    for one in images:
+        graph_training(net, one)
+    for one in images:
+        torch.testing.assert_close(net(one), plain(one))
+    assert len({id(graph) for graph in replays}) == 2
+    graph_inference(net.eval(), image)
+    with torch.no_grad():
+        net(image)
+    assert len(replays) == 3
+
+
+def test_a_call_before_the_last_backward_runs_as_before(
+    net,
+    image,
+    replays,
+    package_log,  # noqa: F811
+):
+    plain = copy.deepcopy(net)
+    graph_training(net, image)
+    total = net(image).sum() + net(image).sum()
+    assert len(replays) == 1
+    assert 'before the backward of the last' in package_log.text
+    total.backward()
+    assert len(replays) == 2
+    if image.device.type == 'cuda':
+        (plain(image).sum() + plain(image).sum()).backward()
+        for one, other in zip(
+            net.parameters(), plain.parameters(), strict=True
+        ):
+            torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_a_call_whose_result_was_dropped_leaves_the_graph_free(
+    net, image, replays
+):
+    graph_training(net, image)
+    for _ in range(3):
+        net(image)
+    assert len(replays) == 3
+
+
+def test_a_second_backward_is_refused(net, image, replays):
+    graph_training(net, image)
+    loss = net(image).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='activations of this replay'):
+        loss.backward()
+
+
+def test_a_copy_has_no_graph_and_its_own_weights(net, image, replays):
+    plain = grown(net, 2)
+    graph_training(net, image)
+    other = grown(net, 2)
+    again = copy.deepcopy(other)
+    torch.testing.assert_close(other(image), plain(image))
+    assert other.forward.__self__ is other
+    assert again.forward.__self__ is again
+    assert not replays
+    remove_graphs(other)
+    graph_training(other, image)
+    other(image)
+    assert len(replays) == 1
+
+
+def test_a_pickle_has_no_graph(net, image, replays):
+    plain = copy.deepcopy(net)
+    graph_training(net, image)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    torch.testing.assert_close(loaded(image), plain(image))
+    assert loaded.forward.__self__ is loaded
+    assert not replays
+
+
+def test_removed_graphs_leave_the_plain_forward(net, image, replays):
+    plain = copy.deepcopy(net)
+    remove_graphs(net)
+    graph_training(net, image)
+    remove_graphs(net)
+    assert 'forward' not in net.__dict__
+    torch.testing.assert_close(net(image), plain(image))
+    assert not replays
+    own = net.forward
+    net.forward = lambda image: own(image)
+    mine = net.forward
+    graph_training(net, image)
+    remove_graphs(net)
+    assert net.forward is mine
+
+
+def test_outputs_without_gradient_and_unused_parameters(image, replays):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.unused = nn.Parameter(torch.ones(()))
+
+        def forward(self, image):
+            return dict(a=self.scale * image, b=(image > 0,))
+
+    odd = Odd().to(image.device)
+    graph_training(odd, image)
+    output = odd(image)
+    torch.testing.assert_close(output, dict(a=image, b=(image > 0,)))
+    assert not output['b'][0].requires_grad
+    output['a'].sum().backward()
+    assert len(replays) == 2
+    assert odd.unused.grad is None
+    assert odd.scale.grad is not None
+
+
+def test_a_frozen_module_is_replayed(net, image, replays):
+    graph_training(net.requires_grad_(False), image)
+    for _ in range(2):
+        assert not net(image).requires_grad
+    assert len(replays) == 2
+
+
+def test_an_output_that_is_no_tensor_is_refused(image):
+    class Counting(nn.Module):
+        def forward(self, image):
+            return image, len(image)
+
+    with pytest.raises(ValueError, match='nothing but tensors'):
+        graph_training(Counting(), image)

@@ -1,0 +1,60 @@
+"""How a call is captured."""
+
+from collections.abc import Callable
+
+import torch
+
+from ..ops import watched
+
+# Calls before a capture, which compile kernels and choose algorithms.
+_WARM_UP = 3
+
+
+def autocast_dtype() -> torch.dtype | None:
+    """Dtype of the autocast that is on for CUDA, None where it is off."""
+    if not torch.is_autocast_enabled('cuda'):
+        return None
+    return torch.get_autocast_dtype('cuda')
+
+
+def autocast(dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to a dtype, or none, in which a call can be captured."""
+    # A cached cast would be captured once and never follow its parameter.
+    return torch.autocast(
+        'cuda', dtype=dtype, enabled=dtype is not None, cache_enabled=False
+    )
+
+
+def warm_up(run: Callable, device: torch.device) -> torch.cuda.Stream:
+    """Run a few times on a new stream, on which the capture is to follow."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return stream
+
+
+def capture(
+    graph: torch.cuda.CUDAGraph,
+    stream: torch.cuda.Stream,
+    pool: tuple | None = None,
+) -> torch.cuda.graph:
+    """Context that captures what is launched in it.
+
+    Args:
+        graph: Into this graph.
+        stream: On this stream.
+        pool: With the memory of another graph, which is replayed before.
+    """
+    # Other threads, of a data loader or of NCCL, go on meanwhile with what is
+    # forbidden in a capture.
+    return torch.cuda.graph(
+        graph, pool=pool, stream=stream, capture_error_mode='thread_local'
+    )
+
+
+def is_recorded() -> bool:
+    """Whether someone else notes down what is launched now."""
+    return watched() or torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,59 @@
+"""What cannot be captured is refused before."""
+
+from operator import attrgetter
+
+from torch import Tensor, nn
+
+# What a module calls beside its forward, in four dicts.
+hooks = attrgetter(
+    '_forward_hooks',
+    '_forward_pre_hooks',
+    '_backward_hooks',
+    '_backward_pre_hooks',
+)
+
+
+def check_image(image: Tensor) -> None:
+    """Refuse an image that is not on a GPU, with a ValueError."""
+    if not image.is_cuda:
+        raise ValueError(
+            f'image must be on a CUDA device, got {image.device}: there are '
+            'no graphs elsewhere'
+        )
+
+
+def check_hooks(module: nn.Module) -> None:
+    """Refuse a module whose submodules have hooks, with a ValueError."""
+    # Those of the module itself run around its forward, replayed or not.
+    for name, part in module.named_modules():
+        if part is not module and any(hooks(part)):
+            raise ValueError(
+                f'submodules must have no hooks, got one on {name}: a graph '
+                'would not call it; remove it'
+            )
+
+
+def check_training(module: nn.Module) -> None:
+    """Refuse a module whose training cannot be captured.
+
+    Args:
+        module: As of :func:`evmamba_mm.graphs.graph_training`.
+
+    Raises:
+        ValueError: If it contains a SyncBatchNorm, recomputes activations
+            (``with_cp``), or a submodule has a hook.
+    """
+    for name, part in module.named_modules():
+        where = name or type(module).__name__
+        if type(part).__name__ == 'SyncBatchNorm':
+            raise ValueError(
+                f'module must have no SyncBatchNorm, got one as {where}: a '
+                'graph cannot wait for other processes; use BatchNorm2d '
+                "(norm_cfg=dict(type='BN'), and sync_bn=None in the config)"
+            )
+        if getattr(part, 'with_cp', False):
+            raise ValueError(
+                f'module must not recompute activations, got {where} with '
+                'with_cp=True; set with_cp=False'
+            )
+    check_hooks(module)

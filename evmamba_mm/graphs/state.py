@@ -1,0 +1,69 @@
+"""What a graph fixes of a module."""
+
+from itertools import chain
+from operator import attrgetter, is_
+
+import torch
+from torch import nn
+
+from .checks import hooks
+
+_tables = attrgetter('_modules', '_parameters', '_buffers')
+_training = attrgetter('training')
+_requires_grad = attrgetter('requires_grad')
+
+
+class ModuleState:
+    """Compares a module with what it was when this was made.
+
+    Where its tensors lie is told apart from how it is set: the graph of a
+    module that has moved is of no use any more, since what was computed
+    beside it, from where its weights were, may be gone as well. It is written
+    for speed: every replay waits for it.
+
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = tuple(module.modules())
+        # Held, lest another get the identity of one.
+        self._first = self._members()
+        self._tensors = [
+            member
+            for member in self._first
+            if isinstance(member, torch.Tensor)
+        ]
+        # Held, lest another get the address of one.
+        self._memory = [tensor.detach() for tensor in self._tensors]
+        self._places = self._current_places()
+        self._settings = self._current_settings()
+
+    def _members(self) -> list:
+        """Submodules, parameters, buffers, and None for those left out."""
+        tables = chain.from_iterable(map(_tables, self._modules))
+        return list(chain.from_iterable(map(dict.values, tables)))
+
+    def _current_places(self) -> list[int]:
+        return list(map(torch.Tensor.data_ptr, self._tensors))
+
+    def _current_settings(self) -> list[bool]:
+        inner_hooks = chain.from_iterable(map(hooks, self._modules[1:]))
+        return [
+            any(inner_hooks),
+            *map(_training, self._modules),
+            *map(_requires_grad, self._tensors),
+        ]
+
+    def has_moved(self) -> bool:
+        """Whether a module, a parameter or a buffer is another one now."""
+        members = self._members()
+        return (
+            len(members) != len(self._first)
+            or not all(map(is_, members, self._first))
+            or self._current_places() != self._places
+        )
+
+    def is_set_otherwise(self) -> bool:
+        """Whether gradients, training mode or submodules' hooks differ."""
+        return self._current_settings() != self._settings

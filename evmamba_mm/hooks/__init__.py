@@ -1,0 +1,3 @@
+from .graph_hook import CUDAGraphHook
+
+__all__ = ['CUDAGraphHook']

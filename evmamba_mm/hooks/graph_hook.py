@@ -1,0 +1,192 @@
+"""A part of a model captured as CUDA graphs while mmengine trains it."""
+
+import logging
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..graphs import (
+    autocast_dtype,
+    check_training,
+    graph_training,
+    remove_graphs,
+)
+
+_logger = logging.getLogger('evmamba_mm')
+
+
+class _Call(NamedTuple):
+    """What one capture is good for."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    autocast: torch.dtype | None
+
+    def __str__(self) -> str:
+        autocast = self.autocast or 'no'
+        return f'{self.shape} in {self.dtype}, {autocast} autocast'
+
+
+@HOOKS.register_module()
+class CUDAGraphHook(Hook):
+    """Train a part of the model with CUDA graphs.
+
+    Calls are watched until images of one shape came often enough; their
+    forward and backward are then captured by
+    :func:`evmamba_mm.graphs.graph_training`, between two iterations. Images
+    of other shapes, such as a smaller last batch, and validation run as they
+    do without this hook. After the training the module is as it was before.
+
+    Args:
+        module: Path of the part in the model, with dots. It takes one tensor.
+        shapes: Most shapes to capture. Each keeps its activations' memory.
+        repeats: Training calls of one shape before its capture.
+
+    Raises:
+        ValueError: If an argument is not legal; or, before the training, if
+            the model has no such part, it cannot be captured, or something
+            else than DistributedDataParallel wraps the model.
+    """
+
+    def __init__(
+        self, module: str = 'backbone', shapes: int = 1, repeats: int = 3
+    ) -> None:
+        if not isinstance(module, str) or not module:
+            raise ValueError(
+                f'module must be a path such as backbone, got {module!r}'
+            )
+        for name, value in (('shapes', shapes), ('repeats', repeats)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name} must be at least 1, got {value!r}')
+        self.module = module
+        self.shapes = shapes
+        self.repeats = repeats
+        self._part: nn.Module | None = None
+        self._handle = None
+        self._seen: Counter[_Call] = Counter()
+        self._captured: set[_Call] = set()
+
+    def before_train(self, runner) -> None:
+        """Find the module and begin to watch its calls."""
+        if runner.cfg.get('compile'):
+            raise ValueError(
+                'CUDAGraphHook and compile exclude each other, got '
+                f'compile={runner.cfg["compile"]!r}; leave one away'
+            )
+        part = self._find(runner.model)
+        check_training(part)
+        if not any(parameter.is_cuda for parameter in part.parameters()):
+            _logger.warning(
+                'CUDAGraphHook does nothing: %s is not on a CUDA device, so '
+                'that it is trained without graphs',
+                self.module,
+            )
+            return
+        self._part = part
+        self._seen.clear()
+        self._captured.clear()
+        self._watch(part)
+
+    def before_train_iter(
+        self, runner, batch_idx: int, data_batch=None
+    ) -> None:
+        """Capture what was seen often enough."""
+        if self._handle is None:
+            return
+        for call, times in self._seen.items():
+            if times >= self.repeats and call not in self._captured:
+                self._capture(call)
+            if len(self._captured) == self.shapes:
+                self._stop_watching()
+                return
+
+    def after_train(self, runner) -> None:
+        """Give the module its plain forward back."""
+        if self._part is None:
+            return
+        if not self._captured:
+            _logger.warning(
+                'CUDAGraphHook captured nothing: no shape of images came to '
+                '%s %d times in training; most often came %s',
+                self.module,
+                self.repeats + 1,
+                self._seen.most_common(1) or 'none',
+            )
+        self._stop_watching()
+        remove_graphs(self._part)
+        self._part = None
+
+    def _find(self, model: nn.Module) -> nn.Module:
+        if is_model_wrapper(model):
+            if not isinstance(model, DistributedDataParallel):
+                raise ValueError(
+                    'CUDAGraphHook works in one process a GPU, with '
+                    'MMDistributedDataParallel or without, got a model in '
+                    f'{type(model).__name__}'
+                )
+            model = model.module
+        part = model
+        for name in self.module.split('.'):
+            part = getattr(part, name, None)
+            if not isinstance(part, nn.Module):
+                names = [name for name, _ in model.named_children()]
+                raise ValueError(
+                    f'module={self.module!r} is not in '
+                    f'{type(model).__name__}, which has {", ".join(names)}'
+                )
+        if is_model_wrapper(part):
+            raise ValueError(
+                f'module={self.module!r} must be no wrapper of another, got '
+                f'{type(part).__name__}; {self.module}.module is the other'
+            )
+        return part
+
+    def _watch(self, part: nn.Module) -> None:
+        seen = self._seen
+
+        def note(module: nn.Module, inputs: tuple) -> None:
+            # A copy of the module brings this function along.
+            if module is not part or len(inputs) != 1:
+                return
+            image = inputs[0]
+            if (
+                isinstance(image, torch.Tensor)
+                and module.training
+                and torch.is_grad_enabled()
+                and image.is_cuda
+                and not image.requires_grad
+            ):
+                call = _Call(
+                    tuple(image.shape),
+                    image.dtype,
+                    image.device,
+                    autocast_dtype(),
+                )
+                seen[call] += 1
+
+        self._handle = part.register_forward_pre_hook(note)
+
+    def _stop_watching(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _capture(self, call: _Call) -> None:
+        start = time.perf_counter()
+        image = torch.zeros(call.shape, dtype=call.dtype, device=call.device)
+        graph_training(self._part, image, call.autocast)
+        self._captured.add(call)
+        _logger.info(
+            'CUDAGraphHook captured %s for images of %s, in %.1f s',
+            self.module,
+            call,
+            time.perf_counter() - start,
+        )
