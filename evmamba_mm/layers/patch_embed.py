@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import autocast_dtype
+from .image import check_image
 from .layer_norm import LayerNorm
 from .prepared import InferenceWeight, ready_or_own
 
@@ -40,26 +41,7 @@ class PatchEmbed(nn.Module):
             ValueError: If the image has other channels, is smaller than one
                 patch, or is not of a floating dtype.
         """
-        if image.dim() != 4 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f'the image must have shape (B, {self.in_channels}, H, W), '
-                f'got {tuple(image.shape)}'
-            )
-        if min(image.shape[2:]) < self.patch_size:
-            raise ValueError(
-                f'the image must be at least {self.patch_size} pixels high '
-                f'and wide, got {image.shape[2]}x{image.shape[3]}'
-            )
-        if not image.is_floating_point():
-            raise ValueError(
-                'the image must have a floating dtype, got '
-                f'{image.dtype}; normalise it first'
-            )
-        if image.device != self.conv.weight.device:
-            raise ValueError(
-                f'the image is on {image.device}, the backbone on '
-                f'{self.conv.weight.device}; move one of them'
-            )
+        check_image(image, self.conv)
         return self.norm(self._embed(image))
 
     def _embed(self, image: Tensor) -> Tensor:

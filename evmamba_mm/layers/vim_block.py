@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .bi_mamba import BiMamba
 from .drop_path import DropPath
+from .image import check_image
 
 
 class PatchTokens(nn.Module):
@@ -41,27 +42,7 @@ class PatchTokens(nn.Module):
             ValueError: If the image has other channels, is smaller than one
                 patch, is not of a floating dtype, or on another device.
         """
-        in_channels, patch_size = self.proj.in_channels, self.proj.stride[0]
-        if image.dim() != 4 or image.shape[1] != in_channels:
-            raise ValueError(
-                f'the image must have shape (B, {in_channels}, H, W), got '
-                f'{tuple(image.shape)}'
-            )
-        if min(image.shape[2:]) < patch_size:
-            raise ValueError(
-                f'the image must be at least {patch_size} pixels high and '
-                f'wide, got {image.shape[2]}x{image.shape[3]}'
-            )
-        if not image.is_floating_point():
-            raise ValueError(
-                'the image must have a floating dtype, got '
-                f'{image.dtype}; normalise it first'
-            )
-        if image.device != self.proj.weight.device:
-            raise ValueError(
-                f'the image is on {image.device}, the backbone on '
-                f'{self.proj.weight.device}; move one of them'
-            )
+        check_image(image, self.proj)
         return self.proj(image).permute(0, 2, 3, 1)
 
 
