@@ -194,3 +194,12 @@ def test_a_backbone_can_be_forgotten(device, x):
     count = len(prepared._states)
     del module
     assert len(prepared._states) == count - 1
+
+
+def test_what_inference_mode_made_serves_no_grad(backbone, x):
+    with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.inference_mode():
+            made = [backbone(x) for _ in range(2)][-1].float()
+        torch.testing.assert_close(run(backbone, x).float(), made.clone())
+    with torch.autocast(x.device.type, torch.bfloat16):
+        backbone(x).float().sum().backward()
