@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import check_backend, selective_scan
-from .scan_mixer import _initial_dt_bias
+from .scan_mixer import initial_dt_bias
 
 
 def _initial_a_log(inner: int, d_state: int) -> nn.Parameter:
@@ -90,7 +90,7 @@ class BiMamba(nn.Module):
         bound = self.splits[0] ** -0.5
         for projection in (self.dt_proj, self.dt_proj_b):
             nn.init.uniform_(projection.weight, -bound, bound)
-        self.dt_proj.bias.copy_(_initial_dt_bias(self.dt_proj.bias.shape))
+        self.dt_proj.bias.copy_(initial_dt_bias(self.dt_proj.bias.shape))
         nn.init.zeros_(self.dt_proj_b.bias)
 
     def _streams(

@@ -14,7 +14,7 @@ from ..ops import (
     fold_batch_norm,
     watched,
 )
-from .prepared import ready_or_own, ready_weight
+from .prepared import can_fold, ready_or_own, ready_weight
 
 _ACTIVATIONS = {'none': None, 'relu': F.relu, 'gelu': F.gelu}
 
@@ -24,29 +24,21 @@ def _activate(x: Tensor, activation: str) -> Tensor:
     return x if function is None else function(x)
 
 
-def _folds(norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether the norm is a fixed scale that no gradient asks for.
-
-    Whoever watches the operations is shown the norm.
-    """
-    return (
-        norm.track_running_stats
-        and norm.affine
-        and x.is_cuda
-        and not torch.is_grad_enabled()
-        and not watched()
-    )
-
-
 def _folded(
     x: Tensor, conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias with the norm in them; None where it has to stay."""
-    if type(norm) is not nn.BatchNorm2d or norm.training:
+    """Weight and bias with the norm in them; None where it has to stay.
+
+    It stays where a gradient asks for it, and whoever watches the operations
+    is shown it.
+    """
+    if not can_fold(norm) or norm.training:
         return None
     ready = ready_weight(conv, norm)
-    if ready is not None or not _folds(norm, x):
+    if ready is not None:
         return ready
+    if not x.is_cuda or torch.is_grad_enabled() or watched():
+        return None
     return fold_batch_norm(
         conv.weight,
         conv.bias,

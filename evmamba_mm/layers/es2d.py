@@ -16,10 +16,11 @@ class ES2D(ScanMixer):
         expand_ratio: Inner channels over channels.
         dt_rank: Rank of the step-size projection; a sixteenth of the
             channels, rounded up, when None.
-        backend: See :func:`evmamba_mm.ops.selective_scan`.
+        backend: See :func:`evmamba_mm.ops.es2d_scan`.
 
     Raises:
-        ValueError: If a size or the step is not positive.
+        ValueError: If a size or the step is not positive, or the backend is
+            unknown.
 
     Source: EfficientVMamba (arXiv:2403.09977), section 4.1.
     """

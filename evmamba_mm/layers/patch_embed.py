@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
 
         Raises:
             ValueError: If the image has other channels, is smaller than one
-                patch, or is not of a floating dtype.
+                patch, is not of a floating dtype, or on another device.
         """
         check_image(image, self.conv)
         return self.norm(self._embed(image))

@@ -82,7 +82,8 @@ def _inference_weights(backbone: nn.Module) -> Iterator[InferenceWeight]:
             yield from module.inference_weights()
 
 
-def _folds(norm: nn.Module | None) -> bool:
+def can_fold(norm: nn.Module | None) -> bool:
+    """Whether a norm in evaluation is a scale and a shift of each channel."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.affine
@@ -91,7 +92,7 @@ def _folds(norm: nn.Module | None) -> bool:
 
 
 def _places(entry: InferenceWeight) -> Iterator[tuple[dict, str]]:
-    layers = (entry.layer, entry.norm) if _folds(entry.norm) else entry[:1]
+    layers = (entry.layer, entry.norm) if can_fold(entry.norm) else entry[:1]
     for layer in layers:
         for tensors in (layer._parameters, layer._buffers):
             for name, tensor in tensors.items():
@@ -100,14 +101,14 @@ def _places(entry: InferenceWeight) -> Iterator[tuple[dict, str]]:
 
 
 def _key(layer: nn.Module, norm: nn.Module | None) -> tuple:
-    of_norm = (id(norm), norm.eps) if _folds(norm) else (0, 0.0)
+    of_norm = (id(norm), norm.eps) if can_fold(norm) else (0, 0.0)
     return id(layer.weight), id(layer.bias), *of_norm
 
 
 def _job(entry: InferenceWeight, dtype: torch.dtype) -> WeightJob | None:
     layer, norm, narrow = entry
     tensors, eps = None, 0.0
-    if _folds(norm):
+    if can_fold(norm):
         tensors = BatchNormTensors(
             norm.weight, norm.bias, norm.running_mean, norm.running_var
         )

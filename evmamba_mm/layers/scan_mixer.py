@@ -19,7 +19,7 @@ from .linear import init_linear
 from .prepared import InferenceWeight, ready_or_own
 
 
-def _initial_dt_bias(shape: tuple[int, int]) -> Tensor:
+def initial_dt_bias(shape: tuple[int, ...]) -> Tensor:
     """Biases whose softplus is log-uniform between 0.001 and 0.1."""
     low, high = math.log(0.001), math.log(0.1)
     dt = torch.exp(torch.empty(shape).uniform_(low, high)).clamp(min=1e-4)
@@ -39,7 +39,7 @@ class ScanMixer(nn.Module):
         d_state: N.
         expand_ratio: D over C.
         dt_rank: R; a sixteenth of C, rounded up, when None.
-        backend: See :func:`evmamba_mm.ops.selective_scan`.
+        backend: See :func:`evmamba_mm.ops.es2d_scan`.
 
     Raises:
         ValueError: If a size is not positive or the backend is unknown.
@@ -93,7 +93,7 @@ class ScanMixer(nn.Module):
         inner, rank = self.dt_projs_weight.shape[1:]
         self.x_proj_weight.uniform_(-(inner**-0.5), inner**-0.5)
         self.dt_projs_weight.uniform_(-(rank**-0.5), rank**-0.5)
-        self.dt_projs_bias.copy_(_initial_dt_bias(self.dt_projs_bias.shape))
+        self.dt_projs_bias.copy_(initial_dt_bias(self.dt_projs_bias.shape))
         self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log())
         self.Ds.fill_(1)
 

@@ -15,10 +15,10 @@ class SS2D(ScanMixer):
         expand_ratio: Inner channels over channels.
         dt_rank: Rank of the step-size projection; a sixteenth of the
             channels, rounded up, when None.
-        backend: See :func:`evmamba_mm.ops.selective_scan`.
+        backend: See :func:`evmamba_mm.ops.ss2d_scan`.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive or the backend is unknown.
 
     Source: VMamba (arXiv:2401.10166).
     """

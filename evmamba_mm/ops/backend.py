@@ -17,7 +17,7 @@ BACKENDS = ('auto', 'naive', 'torch', 'mamba_ssm', 'numba', 'cuda')
 ENVIRONMENT_VARIABLE = 'EVMAMBA_SCAN_BACKEND'
 
 _logger = logging.getLogger('evmamba_mm')
-_said: set[tuple[str, str]] = set()
+_said: set[tuple[str, str, bool]] = set()
 
 
 def check_backend(name: str, source: str = 'backend') -> str:
@@ -50,9 +50,11 @@ def _requested(backend: str) -> str:
 
 
 def _say_once(backend: str, device: torch.device, install: str) -> None:
-    if (backend, device.type) in _said:
+    # What was said of a choice is no warning of the lack of a kernel.
+    said = (backend, device.type, bool(install))
+    if said in _said:
         return
-    _said.add((backend, device.type))
+    _said.add(said)
     if install:
         _logger.warning(
             'selective scan on %s runs by the plain torch backend, which is '

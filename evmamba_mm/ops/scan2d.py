@@ -1,7 +1,7 @@
 """Selective scans of a channels-last map: ES2D's and SS2D's.
 
-The fused backend reads the map where it lies. The others build the sequences
-and run :func:`selective_scan` on them.
+The kernels of 'cuda' and 'numba' read the map where it lies. The others build
+the sequences and run :func:`selective_scan` on them.
 
 Shape letters: B batch, H W map, D inner channels, G sequences, K parameter
 sets, N states, R dt rank, L length.
@@ -113,13 +113,14 @@ def es2d_scan(
         A_logs: Logarithm of the negated decay rates, (K*D, N).
         Ds: Weight of the input in the output, (K*D,).
         step_size: Distance between two cells of a group.
-        backend: See :func:`selective_scan`.
+        backend: One of :data:`BACKENDS`; 'cuda' is the fused kernel.
 
     Returns:
         Map of shape (B, H, W, D).
 
     Raises:
         ValueError: If a shape does not fit, or as :func:`selective_scan`.
+        ImportError: If the chosen backend is not installed.
 
     Source: EfficientVMamba (arXiv:2403.09977), section 4.1, with the groups
     of the released weights.
@@ -164,13 +165,14 @@ def ss2d_scan(
         dt_projs_bias: Bias of the step sizes, (4, D).
         A_logs: Logarithm of the negated decay rates, (4*D, N).
         Ds: Weight of the input in the output, (4*D,).
-        backend: See :func:`selective_scan`.
+        backend: One of :data:`BACKENDS`; 'cuda' is the fused kernel.
 
     Returns:
         Map of shape (B, H, W, D).
 
     Raises:
         ValueError: If a shape does not fit, or as :func:`selective_scan`.
+        ImportError: If the chosen backend is not installed.
 
     Source: VMamba (arXiv:2401.10166).
     """

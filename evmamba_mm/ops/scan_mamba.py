@@ -8,6 +8,7 @@ Shape letters: B batch, K groups, D inner channels of a group, N states,
 L length.
 """
 
+import functools
 import importlib
 import importlib.util
 from types import ModuleType
@@ -23,6 +24,7 @@ _EXTENSION = 'selective_scan_cuda'
 _KERNEL_CHUNK = 2048
 
 
+@functools.cache
 def mamba_kernel_installed() -> bool:
     """Whether the compiled extension can be found, without loading it."""
     return importlib.util.find_spec(_EXTENSION) is not None

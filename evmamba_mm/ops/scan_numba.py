@@ -20,6 +20,7 @@ from .cross import cross_scan
 INSTALL_LINE = 'pip install "evmamba_mm[numba]"'
 
 
+@functools.cache
 def numba_installed() -> bool:
     """Tell whether numba is there, without importing it."""
     return importlib.util.find_spec('numba') is not None

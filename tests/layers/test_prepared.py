@@ -162,6 +162,17 @@ def test_weights_without_memory_are_left_alone(backbone, x):
     assert ready(backbone) is None
 
 
+def test_a_norm_that_cannot_be_folded_is_run(backbone, x, monkeypatch):
+    norm = nn.BatchNorm2d(20, affine=False).to(x.device).eval()
+    nn.init.normal_(norm.running_mean, std=10)
+    backbone.block.conv_pw[1] = norm
+    with torch.autocast(x.device.type, torch.bfloat16):
+        expected = run(backbone, x, monkeypatch, prepare=False).float()
+        for _ in range(3):
+            error = (run(backbone, x).float() - expected).norm()
+            assert error / expected.norm() < 2e-2
+
+
 def test_gradients_use_the_parameters_themselves(backbone, x):
     for _ in range(2):
         run(backbone, x)

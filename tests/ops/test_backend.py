@@ -98,4 +98,17 @@ def test_environment_variable_reaches_the_scan(monkeypatch):
     naive = selective_scan(**arguments)
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, 'torch')
     torch.testing.assert_close(selective_scan(**arguments), naive)
-    assert {name for name, _ in backend_module._said} == {'naive', 'torch'}
+    assert {name for name, *_ in backend_module._said} == {'naive', 'torch'}
+
+
+def test_a_choice_of_torch_does_not_hide_the_lack_of_a_kernel(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr(
+        backend_module, 'mamba_kernel_installed', lambda: False
+    )
+    gpu = torch.device('cuda')
+    for dtype in (torch.float64, torch.float32):
+        assert choose_backend('auto', gpu, dtype) == 'torch'
+    warnings = [r for r in caplog.records if r.levelname == 'WARNING']
+    assert len(warnings) == 1

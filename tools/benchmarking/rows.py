@@ -60,7 +60,21 @@ def read(path):
                 f'{str(path)!r} must have the columns {",".join(COLUMNS)}, '
                 f'it has {",".join(reader.fieldnames or ()) or "none"}'
             )
-        return list(reader)
+        rows = list(reader)
+    for line, row in enumerate(rows, 2):
+        for column in ('images_per_s', 'ms'):
+            check_positive(row[column], f'{str(path)!r} line {line}, {column}')
+    return rows
+
+
+def check_positive(cell, where):
+    """Refuses what is no number, or no finite one above 0."""
+    try:
+        good = 0 < float(cell) < float('inf')
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f'{where}: {cell!r} must be a number above 0')
 
 
 def store(path, row):
@@ -87,7 +101,15 @@ def markdown(rows, unit):
         rows: What :func:`read` gives.
         unit: Column to print, 'images_per_s' or 'ms'. Peak memory, where it
             is known, is that of the phase that needs most.
+
+    Raises:
+        ValueError: If the rows are of several devices.
     """
+    devices = sorted({row['device'] for row in rows})
+    if len(devices) > 1:
+        raise ValueError(
+            f'one table shows one device, the rows are of {devices}'
+        )
     columns = list(dict.fromkeys((r['phase'], r['mode']) for r in rows))
     lines = {}
     for row in rows:

@@ -65,11 +65,13 @@ def quiet():
     levels = {handler: handler.level for handler in logger.handlers}
     for handler in levels:
         handler.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
-    for handler, level in levels.items():
-        handler.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for handler, level in levels.items():
+            handler.setLevel(level)
 
 
 _load_file_once = functools.cache(load_file)

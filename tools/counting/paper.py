@@ -2,7 +2,7 @@
 
 import csv
 from dataclasses import dataclass
-from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -11,6 +11,11 @@ COMPUTED = ROOT / 'results' / 'computed'
 TABLES = tuple(f'table{number}' for number in range(1, 9))
 # RetinaNet's rows leave out what is frozen: those of ResNet show it.
 TRAINABLE_ONLY = ('table3',)
+# What every row with a config must print.
+NUMBERS = {
+    table: ('params_m',) if table == 'table3' else ('params_m', 'flops_g')
+    for table in TABLES
+}
 # Columns that are ours and not the paper's.
 ADDED = ('config', 'note')
 COLUMNS = (
@@ -50,8 +55,26 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+def _check_cells(name, number, row):
+    """Refuse a cut-off row, and what is no number where one must be."""
+    if None in row or None in row.values():
+        raise ValueError(f'{name}.csv row {number} has not a cell a column')
+    for column in NUMBERS[name] if row['config'] else ():
+        try:
+            known = Decimal(row[column]).is_finite()
+        except (KeyError, InvalidOperation):
+            known = False
+        if not known:
+            raise ValueError(
+                f'{name}.csv row {number} must have a number as {column}, '
+                f'got {row.get(column)!r}'
+            )
+
+
 def read_table(name):
     rows = read_csv(PAPER / f'{name}.csv')
+    for number, row in enumerate(rows, 1):
+        _check_cells(name, number, row)
     return [
         Row(
             table=name,

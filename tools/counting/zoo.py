@@ -150,11 +150,18 @@ def metafile(folder, counts):
     `counts` are the rows of configs.csv by config.
     """
     released = {row['config']: row for row in read_csv(RELEASED)}
+    unknown = released.keys() - set(runnable_configs())
+    if unknown:
+        raise ValueError(
+            f'{RELEASED.relative_to(ROOT)} names no config of ours: '
+            f'{", ".join(sorted(unknown))}'
+        )
     models = [
         model_entry(
             config,
             backbone_of(config),
-            counts.get(config),
+            # What is demonstrated stands in no table.
+            None if folder == DEMO else counts[config],
             released.get(config),
         )
         for config in runnable_configs()

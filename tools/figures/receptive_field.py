@@ -179,8 +179,10 @@ def share_boxes(field, shares):
     reach = np.maximum(rows[:, None], columns[None, :]).ravel()
     order = np.argsort(reach)
     held = np.cumsum(field.gradient.ravel()[order])
-    if held[-1] <= 0:
-        raise ValueError('the gradient of the centre unit is 0 everywhere')
+    if not 0 < held[-1] < np.inf:
+        raise ValueError(
+            'the gradient of the centre unit is 0 everywhere, or not finite'
+        )
     places = np.searchsorted(held, np.array(shares) * held[-1])
     places = np.minimum(places, len(order) - 1)
     reaches = [float(reach[order[place]]) for place in places]

@@ -17,9 +17,9 @@ COLUMNS = (
     'config',
     'options',
 )
-# Measuring a cell again on the same data with weights of the same name
-# replaces it.
-KEY = ('row', 'metric', 'images', 'weights')
+# Measuring a cell again on the same data with weights of the same name and
+# the same overrides replaces it.
+KEY = ('row', 'metric', 'images', 'weights', 'options')
 
 
 def read(path):

@@ -1,5 +1,6 @@
 """Which number of the host's test stands for which cell of the paper."""
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -81,7 +82,17 @@ def choose(table, columns):
 
 
 def to_percent(metric, value):
-    """The host's number in per cent, with two digits."""
+    """The host's number in per cent, with two digits.
+
+    Raises:
+        ValueError: If it is NaN, infinite, or negative, as COCO's -1 for a
+            category without objects.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(
+            f'{metric.key} must be a finite number of at least 0, the test '
+            f'gave {value!r}'
+        )
     return (Decimal(str(value)) * metric.scale).quantize(Decimal('0.01'))
 
 

@@ -25,7 +25,7 @@ class _NormGateLinear(torch.autograd.Function):
         narrow = linear.to(dtype)
         ctx.save_for_backward(y, gate, weight, bias, narrow)
         ctx.eps, ctx.dtype, ctx.linear_dtype = eps, dtype, linear.dtype
-        z = norm._forward(y, gate, weight, bias, eps, dtype)
+        z = norm.norm_forward(y, gate, weight, bias, eps, dtype)
         with torch.autocast(y.device.type, enabled=False):
             return F.linear(z, narrow)
 
@@ -33,10 +33,10 @@ class _NormGateLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout):
         y, gate, weight, bias, linear = ctx.saved_tensors
-        z = norm._forward(y, gate, weight, bias, ctx.eps, ctx.dtype)
+        z = norm.norm_forward(y, gate, weight, bias, ctx.eps, ctx.dtype)
         dlinear = dout.flatten(0, -2).T @ z.flatten(0, -2)
         del z
-        dy, dgate, (dweight, dbias) = norm._backward(
+        dy, dgate, (dweight, dbias) = norm.norm_backward(
             dout @ linear, y, gate, weight, bias, ctx.eps
         )
         return (
@@ -70,7 +70,11 @@ def norm_gate_linear(
 
     Returns:
         Tensor of shape (..., C), in the autocast dtype if autocast is on.
+
+    Raises:
+        ValueError: If a shape does not fit.
     """
+    norm.check_gated_norm(y, gate, weight, bias)
     dtype = autocast_dtype(y)
     kernels = choose_fused(y, 'auto') == 'triton'
     if not kernels or not torch.is_grad_enabled() or watched():

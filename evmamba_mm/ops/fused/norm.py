@@ -12,7 +12,7 @@ from .shortcut import short_call, short_differentiable
 from .tiles import empty_gradient
 
 
-def _forward(
+def norm_forward(
     x: Tensor,
     gate: Tensor | None,
     weight: Tensor,
@@ -20,13 +20,14 @@ def _forward(
     eps: float,
     dtype: torch.dtype,
 ) -> Tensor:
+    """Launch the kernel, unseen by autograd; see :func:`layer_norm_gate`."""
     from .norm_triton import forward
 
     return forward(x, gate, weight, bias, eps, dtype)
 
 
 _layer_norm = torch.library.custom_op(
-    'evmamba_mm::layer_norm', _forward, mutates_args=()
+    'evmamba_mm::layer_norm', norm_forward, mutates_args=()
 )
 
 
@@ -35,7 +36,7 @@ def _(x, gate, weight, bias, eps, dtype):
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
-def _backward(
+def norm_backward(
     dout: Tensor,
     x: Tensor,
     gate: Tensor | None,
@@ -50,9 +51,9 @@ def _backward(
 
 
 _layer_norm_backward = torch.library.custom_op(
-    'evmamba_mm::layer_norm_backward', _backward, mutates_args=()
+    'evmamba_mm::layer_norm_backward', norm_backward, mutates_args=()
 )
-_run_backward = short_call(_layer_norm_backward, _backward)
+_run_backward = short_call(_layer_norm_backward, norm_backward)
 
 
 @_layer_norm_backward.register_fake
@@ -84,7 +85,7 @@ def _differentiate(ctx, dout):
     )
 
 
-_run = short_differentiable(_layer_norm, _forward, _keep, _differentiate)
+_run = short_differentiable(_layer_norm, norm_forward, _keep, _differentiate)
 
 
 def norm_twin(
@@ -111,6 +112,18 @@ def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
                 f'{name} must have shape {tuple(x.shape[-1:])} for x of shape '
                 f'{tuple(x.shape)}, got {tuple(parameter.shape)}'
             )
+
+
+def check_gated_norm(
+    y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor
+) -> None:
+    """Refuse parameters or a gate that do not fit ``y``."""
+    check_norm(y, weight, bias)
+    if gate.shape != y.shape:
+        raise ValueError(
+            f'gate must have the shape of y, {tuple(y.shape)}, got '
+            f'{tuple(gate.shape)}'
+        )
 
 
 def layer_norm(
@@ -176,12 +189,7 @@ def layer_norm_gate(
 
     Source: VMamba (arXiv:2401.10166), the output of its mixer.
     """
-    check_norm(y, weight, bias)
-    if gate.shape != y.shape:
-        raise ValueError(
-            f'gate must have the shape of y, {tuple(y.shape)}, got '
-            f'{tuple(gate.shape)}'
-        )
+    check_gated_norm(y, gate, weight, bias)
     dtype = autocast_dtype(y)
     if choose_fused(y, backend) == 'triton':
         return _run(y, gate, weight, bias, eps, dtype)

@@ -93,7 +93,8 @@ class PreparedWeights:
             their dtypes fp32 or one other.
 
     Raises:
-        ValueError: If there is no job or one cannot be prepared.
+        ValueError: If there is no job, one cannot be prepared, or the
+            devices or dtypes are more than that.
     """
 
     def __init__(self, jobs: Sequence[WeightJob]) -> None:
@@ -102,9 +103,15 @@ class PreparedWeights:
                 'jobs must be one or more whose tensors are dense and in '
                 f'fp32, got {len(jobs)} jobs'
             )
+        dtypes = {job.dtype for job in jobs} - {torch.float32}
+        devices = {job.weight.device for job in jobs}
+        if len(dtypes) > 1 or len(devices) > 1:
+            raise ValueError(
+                'jobs must have one device, and one dtype beside fp32, got '
+                f'{sorted(map(str, devices))} and {sorted(map(str, dtypes))}'
+            )
         self.sources = [x for job in jobs for x in job.sources]
         self.results: list[tuple[Tensor, Tensor | None]] = []
-        dtypes = {job.dtype for job in jobs} - {torch.float32}
         self.dtype = dtypes.pop() if dtypes else torch.float32
         records = []
         for job in jobs:

@@ -91,3 +91,9 @@ def test_what_the_kernel_cannot_read_is_refused(device):
             PreparedWeights([job])
     with pytest.raises(ValueError, match='got 0 jobs'):
         PreparedWeights([])
+    jobs = [
+        WeightJob(weight, None, None, 0.0, dtype)
+        for dtype in (torch.float16, torch.bfloat16)
+    ]
+    with pytest.raises(ValueError, match='one dtype beside fp32'):
+        PreparedWeights(jobs)
