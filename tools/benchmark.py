@@ -62,7 +62,7 @@ def measure(args, command):
         for config in args.configs:
             if not Path(config).is_file():
                 raise ValueError(f'there is no config {config!r}')
-        cases = (args.configs, detection.PHASES)
+        cases = (args.configs, args.mode, detection.PHASES)
     else:
         for name in args.models:
             models.split_name(name)
@@ -76,7 +76,12 @@ def measure(args, command):
             scans.run(session, *cases)
         elif args.task == 'detection':
             detection.run(
-                session, args.configs, args.batch, *args.size, args.dtype
+                session,
+                args.configs,
+                args.mode,
+                args.batch,
+                *args.size,
+                args.dtype,
             )
         else:
             classifiers(args, session)
@@ -91,9 +96,12 @@ def plot(args):
 
     style.check_output(args.output)
     style.require_matplotlib()
+    chosen = throughput.chosen_rows(
+        rows.read(args.rows), args.mode, args.phase, args.batch, args.size
+    )
     throughput.draw(
         args.output,
-        rows.read(args.rows),
+        chosen,
         throughput.read_accuracies(args.accuracy),
         args.mode,
         args.phase,

@@ -57,10 +57,13 @@ def run(case):
     ]
     for parameter in parameters:
         parameter.requires_grad_()
-    if case.cross:
-        y = ss2d_scan(x, *parameters, backend='cuda')
-    else:
-        y = es2d_scan(x, *parameters, step_size=case.step, backend='cuda')
+    # The cast of the weight to the map's dtype that a model leaves to it.
+    narrow = case.dtype != SINGLE
+    with torch.autocast('cuda', case.dtype, enabled=narrow):
+        if case.cross:
+            y = ss2d_scan(x, *parameters, backend='cuda')
+        else:
+            y = es2d_scan(x, *parameters, step_size=case.step, backend='cuda')
     y.backward(torch.randn_like(y))
     torch.cuda.synchronize()
     leaves = (y, x.grad, *(p.grad for p in parameters))

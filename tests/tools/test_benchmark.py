@@ -136,7 +136,10 @@ def test_table(tmp_path, capsys):
 def test_measure_calls_with_rising_numbers():
     calls = []
     measured = timing.measure(calls.append, CPU, repeats=3)
-    assert calls == [0] + [0] + [0] * 3
+    others = list(range(timing.OTHERS))
+    assert calls[: timing.WARM_UP] == [0] * timing.WARM_UP
+    assert calls[timing.WARM_UP :][: len(others)] == others
+    assert calls[timing.WARM_UP + len(others) :] == [0] + [0] * 3
     assert measured.ms >= 0
     assert measured.peak_gib is None
 
@@ -331,15 +334,37 @@ def test_plot_draws_and_says_what_it_leaves_out(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ('change', 'message'),
-    [({'batch': 9}, 'several rows'), ({'model': 'timm:z'}, 'no row')],
+    [({'batch': 9}, 'one batch'), ({'model': 'timm:z'}, 'no row')],
 )
 def test_points_of_one_setting(change, message):
     first = [] if 'model' in change else [row().texts()]
     measured = [*first, row(**change).texts()]
+    accuracy = {'a:b': ('A', 70.0)}
     with pytest.raises(ValueError, match=message):
-        throughput.points_of(
-            measured, {'a:b': ('A', 70.0)}, 'eager', 'inference'
-        )
+        throughput.points_of(measured, accuracy, 'eager', 'inference')
+
+
+def test_rows_are_chosen_by_batch_and_size():
+    measured = [row(batch=batch).texts() for batch in (2, 9)]
+    measured.append(row('c:d', 'graph', batch=9).texts())
+    choose = throughput.chosen_rows
+    assert choose(measured, 'eager', 'inference', 9, None) == measured[1:2]
+    assert choose(measured, 'eager', 'inference', None, 7) == []
+
+
+def test_batches_are_made_when_they_are_asked_for():
+    made = []
+    batches = modes.Batches(lambda: made.append(len(made)) or len(made))
+    assert batches[0] == batches[0] == batches[modes.INPUTS] == 1
+    assert batches[modes.INPUTS + 1] == 2
+    assert made == [0, 1]
+
+
+def test_deployed_keeps_what_the_scan_reads_precise():
+    made = modes.deployed(
+        models.build_classifier(ATTO), torch.bfloat16, (32, 32)
+    )
+    assert {p.dtype for p in made.parameters()} == {torch.float32}
 
 
 def test_accuracy_that_is_no_number_is_told(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 # The values of modes.py, which imports torch; a test holds them together.
 MODES = ('eager', 'compiled', 'deployed', 'graph')
+DETECTION_MODES = ('eager', 'graph')
 PHASES = ('inference', 'training')
 DTYPES = ('fp32', 'fp16', 'bf16')
 SCAN_PHASES = ('forward', 'backward')
@@ -140,6 +141,7 @@ def add_detection(tasks):
     parser.add_argument(
         '--dtype', choices=DTYPES, default='fp16', help='default: fp16'
     )
+    add_choices(parser, '--mode', DETECTION_MODES, ['eager'])
 
 
 def add_plot(tasks):
@@ -154,6 +156,10 @@ def add_plot(tasks):
     )
     parser.add_argument('--mode', choices=MODES, default='eager')
     parser.add_argument('--phase', choices=PHASES, default='inference')
+    for name in ('--batch', '--size'):
+        parser.add_argument(
+            name, type=positive, help='of the rows; needed if they have more'
+        )
     parser.add_argument(
         *('-o', '--output'), type=Path, required=True, metavar='FILE'
     )

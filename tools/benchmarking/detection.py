@@ -1,6 +1,7 @@
 """The backbone in a training step of a detector, and the step itself."""
 
 import functools
+import itertools
 import statistics
 
 import torch
@@ -111,6 +112,17 @@ def inside(model, step, device, repeats):
     return timing.Measured(ms, timing.peak_gib(device))
 
 
+def graphed(model, batches, dtype):
+    """Captures the backbone, as CUDAGraphHook does while a model trains."""
+    from evmamba_mm.graphs import graph_training
+
+    graph_training(
+        model.backbone,
+        batches[0]['inputs'],
+        None if dtype == torch.float32 else dtype,
+    )
+
+
 def alone_function(model, batches, device, dtype):
     backbone = model.backbone
     gradients = []
@@ -127,17 +139,23 @@ def alone_function(model, batches, device, dtype):
     return step
 
 
-def run(session, configs, batch, height, width, dtype):
-    """Three rows a config: the step, the backbone in it, and alone."""
+def run(session, configs, wanted, batch, height, width, dtype):
+    """Three rows a config and mode: the step, the backbone in it, and alone.
+
+    In mode 'graph' the backbone alone is a graph, the rest is as it is.
+    """
     size = f'{height}x{width}'
     device, kind = session.device, modes.DTYPES[dtype]
-    for path in configs:
+    for path, mode in itertools.product(configs, wanted):
         name = str(path).rpartition('/')[2].removesuffix('.py')
 
         @functools.cache
-        def prepared(path=path):
+        def prepared(path=path, mode=mode):
             model = build(path, device)
-            return model, random_batches(model, batch, height, width)
+            batches = random_batches(model, batch, height, width)
+            if mode == 'graph':
+                graphed(model, batches, kind)
+            return model, batches
 
         def whole(prepared=prepared):
             return step_function(*prepared(), device, kind)
@@ -149,7 +167,7 @@ def run(session, configs, batch, height, width, dtype):
         def backbone(prepared=prepared):
             return alone_function(*prepared(), device, kind)
 
-        asked = (name, 'eager')
+        asked = (name, mode)
         rest = (batch, size, dtype)
         session.measure(whole, *asked, STEP, *rest)
         session.record(within, *asked, INSIDE, *rest)

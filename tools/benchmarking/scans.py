@@ -22,6 +22,10 @@ INPUTS = 2
 TOLERANCES = dict(fp32=1e-5, fp16=5e-3, bf16=4e-2)
 # Small, and with groups that are longer than wide, and padded.
 CHECKED_MAP = (2, 7, 10)
+CHECKED_LENGTH = 67
+# Kernels change their ways with the length: it is checked too, up to here,
+# where the naive scan begins to need more memory than a GPU may have.
+LONGEST_CHECKED = 4096
 SMALLEST_NORM = 1e-6
 
 
@@ -118,28 +122,29 @@ def values(function, arguments, seed):
 
 
 def check(kind, backend, shape, dtype, device):
-    """Compares a backend with the naive scan in fp64 on a small map.
+    """Compares a backend with the naive scan in fp64.
 
     Args:
         kind: MAP, SEQUENCES or the scan of a map alone.
         backend: A backend of the scan.
-        shape: Groups, channels and states are taken from it.
+        shape: All but the batch is taken from it; a length of 0 stands for a
+            small padded map.
         dtype: Name of the dtype.
         device: Where to run it.
 
     Raises:
         RedCheck: If the output or a gradient is too far off.
     """
-    _, groups, channels, _, states = shape
+    _, groups, channels, length, states = shape
     step = step_of(groups)
     torch.manual_seed(0)
     if kind == SEQUENCES:
-        arguments = sequence_arguments(2, groups, channels, 67, states, device)
+        batch = 1 if length else 2
+        sizes = (batch, groups, channels, length or CHECKED_LENGTH, states)
+        arguments = sequence_arguments(*sizes, device)
     else:
-        batch, height, width = CHECKED_MAP
-        arguments = map_arguments(
-            *(batch, height, width, groups, channels, states, device)
-        )
+        sizes = (1, *sides(length, step)) if length else CHECKED_MAP
+        arguments = map_arguments(*sizes, groups, channels, states, device)
     if kind == projected.KIND:
         arguments = projected.arguments(arguments)
     arguments = streams(arguments, modes.DTYPES[dtype])
@@ -227,6 +232,33 @@ def check_pair(text):
     return kind, backend
 
 
+def check_all(cases, device):
+    """Checks all cases, on a small map and at their length.
+
+    Returns:
+        Errors of those that cannot run here, which their rows will say.
+
+    Raises:
+        RedCheck: As :func:`check`.
+    """
+    failed, checked = {}, {}
+    for case in cases:
+        pair, shape, dtype = case
+        for length in (0, min(shape[3], LONGEST_CHECKED)):
+            key = *pair, (1, *shape[1:3], length, shape[4]), dtype
+            if key not in checked:
+                checked[key] = None
+                try:
+                    check(*key, device)
+                except RedCheck:
+                    raise
+                except Exception as error:
+                    checked[key] = error
+            if checked[key] is not None:
+                failed[case] = checked[key]
+    return failed
+
+
 def run(session, pairs, shapes, dtypes, phases):
     """Checks every backend first and times nothing if one is wrong.
 
@@ -234,19 +266,7 @@ def run(session, pairs, shapes, dtypes, phases):
         RedCheck: As :func:`check`.
     """
     cases = [(p, s, d) for d in dtypes for s in shapes for p in pairs]
-    checked = {}
-    for (kind, backend), shape, dtype in cases:
-        key = kind, backend, (1, *shape[1:3], 1, shape[4]), dtype
-        if key in checked:
-            continue
-        checked[key] = None
-        try:
-            check(*key, session.device)
-        except RedCheck:
-            raise
-        except Exception as error:
-            # It cannot run here, which its rows will say.
-            checked[key] = error
+    failed = check_all(cases, session.device)
     for (kind, backend), shape, dtype in cases:
         for phase in phases:
 
@@ -257,9 +277,9 @@ def run(session, pairs, shapes, dtypes, phases):
                 shape=shape,
                 dtype=dtype,
             ):
-                key = kind, backend, (1, *shape[1:3], 1, shape[4]), dtype
-                if checked[key] is not None:
-                    raise checked[key]
+                error = failed.get(((kind, backend), shape, dtype))
+                if error is not None:
+                    raise error
                 return timed(
                     kind, backend, phase, shape, dtype, session.device
                 )

@@ -9,6 +9,7 @@ from figures.labels import place_labels
 
 OURS = 'EfficientVMamba'
 NEEDED = ('model', 'name', 'top1')
+SAME = ('batch', 'size', 'dtype', 'device')
 
 
 def read_accuracies(path):
@@ -38,23 +39,31 @@ def read_accuracies(path):
     return accuracies
 
 
+def chosen_rows(rows, mode, phase, batch, size):
+    """Rows of one mode and phase, and of a batch and size where given."""
+    wanted = {'mode': mode, 'phase': phase, 'batch': batch, 'size': size}
+    given = {key: str(v) for key, v in wanted.items() if v is not None}
+    return [r for r in rows if all(r[k] == v for k, v in given.items())]
+
+
 def points_of(rows, accuracies, mode, phase):
-    """(name, images/s, top-1, ours) of each model measured in this mode.
+    """(name, images/s, top-1, ours) of each model of chosen rows.
 
     Raises:
-        ValueError: If none is left, or a model was measured in one mode at
-            several sizes, batches or dtypes.
+        ValueError: If none is left, or the rows are of several sizes,
+            batches, dtypes or devices.
     """
-    chosen = [r for r in rows if r['mode'] == mode and r['phase'] == phase]
-    points, seen = [], set()
-    for row in chosen:
-        model = row['model']
-        if model in seen:
+    for column in SAME:
+        values = sorted({row[column] for row in rows})
+        if len(values) > 1:
             raise ValueError(
-                f'{model!r} has several rows of mode {mode!r} and phase '
-                f'{phase!r}; a figure is of one batch, size, dtype and device'
+                f'a figure is of one {column}, the rows of mode {mode!r} and '
+                f'phase {phase!r} have {", ".join(values)}; --batch and '
+                '--size choose'
             )
-        seen.add(model)
+    points = []
+    for row in rows:
+        model = row['model']
         if model not in accuracies:
             print(f'left out: {model}: no top1 is given', file=sys.stderr)
             continue
@@ -70,9 +79,9 @@ def points_of(rows, accuracies, mode, phase):
 
 
 def draw(output, rows, accuracies, mode, phase):
-    """Draws every model that is measured in one mode and has a top-1."""
+    """Draws every model of chosen rows that has a top-1."""
     points = points_of(rows, accuracies, mode, phase)
-    row = next(r for r in rows if r['mode'] == mode and r['phase'] == phase)
+    row = rows[0]
     speeds = [point[1] for point in points]
     with style.canvas(4.9, output) as figure:
         axis = figure.subplots()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 
 WARM_UP = 5
+# Calls with other inputs than the first, before anything is timed.
+OTHERS = 4
 # A repeat lasts about this long, so that starting a clock costs nothing.
 REPEAT_SECONDS = 0.05
 
@@ -54,8 +56,9 @@ class Clock:
 def measure(function, device, repeats):
     """Calls a function until its time is known.
 
-    It is called a few times first. A repeat is a run of calls between two
-    marks, with the device at rest before and after.
+    It is called a few times first, by one number: that is when memory is
+    counted. A repeat is a run of calls between two marks, with the device at
+    rest before and after.
 
     Args:
         function: Takes the number of the call, to choose an input by.
@@ -63,7 +66,11 @@ def measure(function, device, repeats):
         repeats: Runs that the median is taken of.
     """
     clock = Clock(device)
-    for call in range(WARM_UP):
+    for _ in range(WARM_UP):
+        function(0)
+    synchronize(device)
+    peak = peak_gib(device)
+    for call in range(OTHERS):
         function(call)
     synchronize(device)
     start = time.perf_counter()
@@ -79,7 +86,7 @@ def measure(function, device, repeats):
             function(call)
         last = clock.mark()
         times.append(clock.ms(first, last) / calls)
-    return Measured(statistics.median(times), peak_gib(device))
+    return Measured(statistics.median(times), peak)
 
 
 def forget_peak(device):
