@@ -4,9 +4,8 @@ Shape letters: B batch, H W image, C channels, P patch size.
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops import autocast_dtype
+from ..ops import patch_layer_norm
 from .image import check_image
 from .layer_norm import LayerNorm
 from .prepared import InferenceWeight, ready_or_own
@@ -42,17 +41,8 @@ class PatchEmbed(nn.Module):
                 patch, is not of a floating dtype, or on another device.
         """
         check_image(image, self.conv)
-        return self.norm(self._embed(image))
-
-    def _embed(self, image: Tensor) -> Tensor:
-        """The convolution, channels last."""
-        if not image.is_cuda:
-            return self.conv(image).permute(0, 2, 3, 1)
-        # As one matrix product: cuDNN's convolution of three channels is
-        # slower and leaves the result channels first.
-        p, (weight, bias) = self.patch_size, ready_or_own(self.conv)
-        rows, columns = image.shape[2] // p, image.shape[3] // p
-        cells = image[:, :, : rows * p, : columns * p]
-        cells = cells.unflatten(3, (columns, p)).unflatten(2, (rows, p))
-        patches = cells.permute(0, 2, 4, 1, 3, 5).to(autocast_dtype(image))
-        return F.linear(patches.flatten(3), weight.flatten(1), bias)
+        weight, bias = ready_or_own(self.conv)
+        norm = self.norm
+        return patch_layer_norm(
+            image, weight, bias, norm.weight, norm.bias, norm.eps
+        )

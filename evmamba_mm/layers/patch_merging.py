@@ -3,9 +3,9 @@
 Shape letters: B batch, H W map, C channels.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import merge_layer_norm
 from .layer_norm import LayerNorm
 from .linear import init_linear
 from .prepared import InferenceWeight, apply_linear
@@ -36,10 +36,6 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), out)."""
-        height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        # One copy here and one in the backward; slices of every second cell
-        # would each have a gradient of the whole map.
-        cells = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-        neighbours = cells.permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return apply_linear(self.reduction, self.norm(neighbours))
+        norm = self.norm
+        x = merge_layer_norm(x, norm.weight, norm.bias, norm.eps)
+        return apply_linear(self.reduction, x)

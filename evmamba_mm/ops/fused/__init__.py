@@ -6,7 +6,9 @@ from .depthwise import depthwise_conv3x3
 from .fold import fold_batch_norm
 from .gated_linear import norm_gate_linear
 from .group_linear import group_linear
+from .merge_norm import merge_layer_norm
 from .norm import layer_norm, layer_norm_gate
+from .patch_norm import patch_layer_norm
 from .pooled_norm import pooled_layer_norm, pooled_layer_norms
 from .prepare import (
     BatchNormTensors,
@@ -33,7 +35,9 @@ __all__ = [
     'group_linear',
     'layer_norm',
     'layer_norm_gate',
+    'merge_layer_norm',
     'norm_gate_linear',
+    'patch_layer_norm',
     'pooled_layer_norm',
     'pooled_layer_norms',
     'scale_add',

@@ -123,7 +123,8 @@ def _tf32_allowed() -> bool:
     return matmul.allow_tf32
 
 
-def _precision(x: Tensor) -> str:
+def dot_precision(x: Tensor) -> str:
+    """How ``tl.dot`` multiplies this dtype, as torch is told to."""
     fast = x.dtype == torch.float32 and _tf32_allowed()
     return 'tf32' if fast else 'ieee'
 
@@ -158,7 +159,7 @@ def _map_size(x: Tensor, step_size: int) -> tuple[int, int, int]:
     return batch, height, width
 
 
-def _is_misread(x: Tensor) -> bool:
+def is_misread(x: Tensor) -> bool:
     """Whether Triton's interpreter would multiply by the bits of ``x``."""
     return x.dtype == torch.bfloat16 and not x.is_cuda
 
@@ -169,7 +170,7 @@ def group_linear_forward(u: Tensor, weight: Tensor, step_size: int) -> Tensor:
     y = u.new_empty(*u.shape[:3], outputs)
     if y.numel() == 0 or channels == 0:
         return y.zero_()
-    if _is_misread(u):
+    if is_misread(u):
         weight = weight.to(u.dtype).float()
         return group_linear_forward(u.float(), weight, step_size).to(u.dtype)
     weight = weight.contiguous()
@@ -190,7 +191,7 @@ def group_linear_forward(u: Tensor, weight: Tensor, step_size: int) -> Tensor:
             outputs,
             stride,
             STEP=step_size,
-            PRECISION=_precision(u),
+            PRECISION=dot_precision(u),
             ROWS=rows,
             COLS=cols,
             BLOCK_P=block_p,
@@ -232,7 +233,7 @@ def group_linear_gradients(
     if u.numel() == 0 or outputs == 0:
         du = du.zero_() if du_init is None else du.copy_(du_init)
         return du, torch.zeros_like(weight)
-    if _is_misread(u):
+    if is_misread(u):
         wide = weight.to(u.dtype).float()
         du, dweight = group_linear_gradients(
             dproj.float(), u.float(), wide, step_size, du_init
@@ -268,7 +269,7 @@ def group_linear_gradients(
             init_stride,
             STEP=step_size,
             HAS_INIT=du_init is not None,
-            PRECISION=_precision(u) if _TF32_TRANSPOSES else 'ieee',
+            PRECISION=dot_precision(u) if _TF32_TRANSPOSES else 'ieee',
             ROWS=rows,
             COLS=cols,
             BLOCK_P=block_p,

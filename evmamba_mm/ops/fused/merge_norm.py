@@ -1,0 +1,73 @@
+"""Layer norm of each cell's 2x2 neighbours, without a copy of the map.
+
+Shape letters: B batch, H W map, C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .choice import autocast_dtype, choose_fused
+from .norm import layer_norm
+from .shortcut import watched
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    height, width = x.shape[1:3]
+    x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    # One copy here and one in the backward; slices of every second cell
+    # would each have a gradient of the whole map.
+    cells = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    return cells.permute(0, 1, 3, 4, 2, 5).flatten(3)
+
+
+def merge_layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    backend: str = 'auto',
+) -> Tensor:
+    """Concatenate 2x2 neighbours and normalise them together.
+
+    The neighbours stand in the order (0, 0), (1, 0), (0, 1), (1, 1) as (row,
+    column). Odd sizes are padded with zeros on the right and at the bottom,
+    which count in the norm. Without gradients one kernel does both.
+
+    Args:
+        x: Map (B, H, W, C), H and W at least 1.
+        weight: Scale of each channel, (4C,).
+        bias: Shift of each channel, (4C,).
+        eps: Added to the variance.
+        backend: See :func:`.norm.layer_norm`.
+
+    Returns:
+        Map (B, ceil(H / 2), ceil(W / 2), 4C), in the autocast dtype if
+        autocast is on, else in that of ``x``.
+
+    Raises:
+        ValueError: If a shape does not fit, or the backend is unknown or
+            cannot serve ``x``.
+        ImportError: If the chosen backend is not installed.
+
+    Source: Swin Transformer (arXiv:2103.14030), with its layer norm
+    (arXiv:1607.06450).
+    """
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(
+            'x must be a map of shape (B, H, W, C) with H, W and C of at '
+            f'least 1, got shape {tuple(x.shape)}'
+        )
+    wide = (4 * x.shape[3],)
+    if weight.shape != wide or bias.shape != wide:
+        raise ValueError(
+            f'weight and bias must have shape {wide} for x of shape '
+            f'{tuple(x.shape)}, got {tuple(weight.shape)} and '
+            f'{tuple(bias.shape)}'
+        )
+    kernels = choose_fused(x, backend) == 'triton'
+    if not kernels or torch.is_grad_enabled() or watched():
+        return layer_norm(_neighbours(x), weight, bias, eps, backend)
+    from .merge_norm_triton import merge_forward
+
+    return merge_forward(x, weight, bias, eps, autocast_dtype(x))
