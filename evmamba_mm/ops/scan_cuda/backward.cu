@@ -243,6 +243,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(
                    channel0, me);
     back_to_dt(s, s.sums[k & 1],
                a.dt_weight + (i64)group.parameters * D * R, channel0, me);
+    // The next tile's numbers take the place of what was written.
+    __syncwarp();
   }
   __syncthreads();
   write_proj(s.sums[at.first & 1], s.tokens[at.first % 4], dproj, split,

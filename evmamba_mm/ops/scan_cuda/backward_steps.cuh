@@ -126,7 +126,8 @@ __device__ __forceinline__ void sum_step(
 #pragma unroll
   for (int c = 0; c < COUNT; ++c) {
     const int i = index + c;
-    sums[t][me.warp][i < SN ? me.n0 + i : NP + me.n0 + i - SN] = v.BC[c];
+    if (COPIES == 1 || me.lane / NL % COPIES == 0)
+      sums[t][me.warp][i < SN ? me.n0 + i : NP + me.n0 + i - SN] = v.BC[c];
   }
   sum_lanes<2 * SD, NL, 1>(v.channel, me.lane);
   if constexpr (REP == 1) {
@@ -134,7 +135,8 @@ __device__ __forceinline__ void sum_step(
     s.dy[t][me.local] = v.channel[1];
   } else {
     // Half of a channel's lanes hold either sum.
-    (me.lane & (REP / 2) ? s.dy : s.du)[t][me.local] = v.channel[0];
+    if (REP == 2 || me.step % (REP / 2) == 0)
+      (me.lane & (REP / 2) ? s.dy : s.du)[t][me.local] = v.channel[0];
   }
 }
 

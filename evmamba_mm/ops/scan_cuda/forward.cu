@@ -109,9 +109,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) scan_forward(
       float v[SD];
       advance(h, v, A, s, rows + t * PROJ_ROW, t, me);
       sum_lanes<SD, NL, 1>(v, me.lane);
-      // Only lanes that hold this channel read or write this cell.
-      const float x = to_float(s.u[t][me.local]);
-      s.u[t][me.local] = from_float(fmaf(skip, x, v[0]));
+      // One of the lanes that hold this channel, and no other, touches this
+      // cell.
+      if (REP == 1 || me.step == 0) {
+        const float x = to_float(s.u[t][me.local]);
+        s.u[t][me.local] = from_float(fmaf(skip, x, v[0]));
+      }
     }
     __syncwarp();
     MapTile::write(s.u, y, now, channel0, me);
