@@ -48,6 +48,7 @@ ROOMS = {
                     'batch_statistics',
                     'depthwise',
                     'fold',
+                    'gated_linear',
                     'group_linear',
                     'merge_norm',
                     'norm',

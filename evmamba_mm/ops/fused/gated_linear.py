@@ -12,6 +12,31 @@ from . import norm
 from .choice import autocast_dtype, choose_fused
 from .shortcut import watched
 
+# Rows of more channels would not fit into the registers of a program.
+MAX_KERNEL_CHANNELS = 256
+
+
+def _forward(
+    y: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    linear: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """By one kernel, or by one and a product, unseen by autograd."""
+    # In fp32 a product from registers is slower than cuBLAS's from memory.
+    if len(weight) <= MAX_KERNEL_CHANNELS and dtype != torch.float32:
+        from .gated_linear_triton import norm_gate_linear_forward
+
+        return norm_gate_linear_forward(
+            y, gate, weight, bias, eps, linear, dtype
+        )
+    z = norm.norm_forward(y, gate, weight, bias, eps, dtype)
+    with torch.autocast(y.device.type, enabled=False):
+        return F.linear(z, linear.to(dtype))
+
 
 class _NormGateLinear(torch.autograd.Function):
     """The normed and gated tokens are computed again in the backward.
@@ -25,9 +50,7 @@ class _NormGateLinear(torch.autograd.Function):
         narrow = linear.to(dtype)
         ctx.save_for_backward(y, gate, weight, bias, narrow)
         ctx.eps, ctx.dtype, ctx.linear_dtype = eps, dtype, linear.dtype
-        z = norm.norm_forward(y, gate, weight, bias, eps, dtype)
-        with torch.autocast(y.device.type, enabled=False):
-            return F.linear(z, narrow)
+        return _forward(y, gate, weight, bias, eps, narrow, dtype)
 
     @staticmethod
     @once_differentiable
@@ -57,6 +80,7 @@ def norm_gate_linear(
     bias: Tensor,
     eps: float,
     linear: Tensor,
+    backend: str = 'auto',
 ) -> Tensor:
     """Linear map of ``layer_norm(y) * silu(gate)``, without a bias.
 
@@ -67,17 +91,25 @@ def norm_gate_linear(
         bias: Shift of the norm, (D,).
         eps: Added to the variance.
         linear: Weight of the linear map, (C, D).
+        backend: See :func:`.norm.layer_norm`.
 
     Returns:
         Tensor of shape (..., C), in the autocast dtype if autocast is on.
 
     Raises:
-        ValueError: If a shape does not fit.
+        ValueError: If a shape does not fit, or the backend is unknown or
+            cannot serve ``y``.
+        ImportError: If the chosen backend is not installed.
     """
     norm.check_gated_norm(y, gate, weight, bias)
+    if linear.dim() != 2 or linear.shape[1:] != weight.shape:
+        raise ValueError(
+            f'linear must have shape (C, {len(weight)}) for y of shape '
+            f'{tuple(y.shape)}, got {tuple(linear.shape)}'
+        )
     dtype = autocast_dtype(y)
-    kernels = choose_fused(y, 'auto') == 'triton'
-    if not kernels or not torch.is_grad_enabled() or watched():
-        z = norm.layer_norm_gate(y, gate, weight, bias, eps)
+    if choose_fused(y, backend) != 'triton' or watched():
+        z = norm.layer_norm_gate(y, gate, weight, bias, eps, backend)
         return F.linear(z, linear)
-    return _NormGateLinear.apply(y, gate, weight, bias, eps, linear, dtype)
+    run = _NormGateLinear.apply if torch.is_grad_enabled() else _forward
+    return run(y, gate, weight, bias, eps, linear, dtype)
