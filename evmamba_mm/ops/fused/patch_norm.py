@@ -7,9 +7,10 @@ C channels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .choice import autocast_dtype, choose_fused
-from .norm import check_norm, layer_norm
+from .norm import check_norm, layer_norm, norm_backward
 from .shortcut import watched
 
 # A wider result would not fit into the registers of a program.
@@ -31,6 +32,59 @@ def _embed(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # and leaves the result channels first.
     patches = _patches(image, side).to(autocast_dtype(image))
     return F.linear(patches.flatten(3), weight.flatten(1), bias)
+
+
+def _forward(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    from .patch_norm_triton import patch_forward
+
+    return patch_forward(
+        image, weight, bias, norm_weight, norm_bias, eps, dtype
+    )
+
+
+class _PatchNorm(torch.autograd.Function):
+    """Patches and their linear map are computed again in the backward.
+
+    Each is as large as the first stage's map; the image is there anyway.
+    """
+
+    @staticmethod
+    def forward(ctx, image, weight, bias, norm_weight, norm_bias, eps, dtype):
+        parameters = (weight, bias, norm_weight, norm_bias)
+        ctx.save_for_backward(image, *parameters)
+        ctx.eps, ctx.dtype = eps, dtype
+        return _forward(image, *parameters, eps, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        image, weight, bias, norm_weight, norm_bias = ctx.saved_tensors
+        patches = _patches(image, weight.shape[2]).to(ctx.dtype)
+        patches = patches.flatten(3).flatten(0, 2)
+        with torch.autocast(image.device.type, enabled=False):
+            rows = weight.flatten(1).to(ctx.dtype)
+            x = F.linear(patches, rows, bias.to(ctx.dtype))
+            dx, _, (dscale, dshift) = norm_backward(
+                dout.flatten(0, 2), x, None, norm_weight, norm_bias, ctx.eps
+            )
+            dweight = (dx.T @ patches).view_as(weight)
+        return (
+            None,
+            dweight.to(weight.dtype),
+            dx.sum(0).to(bias.dtype),
+            dscale.to(norm_weight.dtype),
+            dshift.to(norm_bias.dtype),
+            None,
+            None,
+        )
 
 
 def _check(image: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -60,8 +114,8 @@ def patch_layer_norm(
 ) -> Tensor:
     """Convolve an image by its patches and normalise the channels.
 
-    What is left over on the right and at the bottom is not read. Without
-    gradients one kernel does all of it.
+    What is left over on the right and at the bottom is not read. On a GPU one
+    kernel does all of it, unless the image has a gradient.
 
     Args:
         image: (B, I, H, W), H and W at least P.
@@ -85,16 +139,17 @@ def patch_layer_norm(
     (arXiv:1607.06450).
     """
     _check(image, weight, bias)
-    kernels = choose_fused(image, backend) == 'triton'
-    wide = len(bias) > MAX_KERNEL_CHANNELS
-    if not kernels or wide or torch.is_grad_enabled() or watched():
+    kernels = choose_fused(image, backend) == 'triton' and not watched()
+    grads = torch.is_grad_enabled()
+    if (
+        not kernels
+        or len(bias) > MAX_KERNEL_CHANNELS
+        or (grads and image.requires_grad)
+    ):
         x = _embed(image, weight, bias)
         return layer_norm(x, norm_weight, norm_bias, eps, backend)
     if norm_weight.shape != bias.shape or norm_bias.shape != bias.shape:
         check_norm(bias.expand(1, -1), norm_weight, norm_bias)
-    from .patch_norm_triton import patch_forward
-
+    run = _PatchNorm.apply if grads else _forward
     dtype = autocast_dtype(image)
-    return patch_forward(
-        image, weight, bias, norm_weight, norm_bias, eps, dtype
-    )
+    return run(image, weight, bias, norm_weight, norm_bias, eps, dtype)

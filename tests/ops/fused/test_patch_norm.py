@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,7 +7,7 @@ import torch.nn.functional as F
 from evmamba_mm.ops import patch_layer_norm
 
 from ..scan_cases import relative_error
-from .kernel_cases import DTYPES, normal
+from .kernel_cases import DTYPES, assert_kernel_is_right, normal
 
 # Image, channels of the result, side of a patch.
 CASES = {
@@ -120,17 +122,34 @@ def test_autocast_narrows_the_result(device):
         assert relative_error(found, exact) < 2e-2
 
 
-def test_gradients_go_by_the_twin(device):
+@pytest.mark.parametrize('dtype', DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize('name', ['stem', 'left-over', 'many-numbers'])
+def test_gradients_of_the_parameters(name, dtype, device):
+    values = arguments(*CASES[name], dtype, device)
+    assert_kernel_is_right(patch_layer_norm, values, dtype, fixed=('image',))
+
+
+def test_an_image_with_a_gradient(device):
     values = arguments((1, 3, 9, 8), 8, 4, torch.float32, device)
-    leaves = [x.requires_grad_() for x in values.values()]
-    y = patch_layer_norm(*leaves, backend='triton')
-    expected = patch_layer_norm(*leaves, backend='torch')
-    for pair in zip(
-        torch.autograd.grad(y.square().sum(), leaves),
-        torch.autograd.grad(expected.square().sum(), leaves),
-        strict=True,
+    assert_kernel_is_right(patch_layer_norm, values, torch.float32)
+
+
+def test_gradients_under_autocast(device):
+    values = arguments((2, 3, 9, 8), 24, 4, torch.float32, device)
+    found = {}
+    for name, context in (
+        ('narrow', torch.autocast(device, torch.bfloat16)),
+        ('wide', contextlib.nullcontext()),
     ):
-        torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-3)
+        image, *leaves = (x.detach() for x in values.values())
+        leaves = [x.requires_grad_() for x in leaves]
+        with context:
+            y = patch_layer_norm(image, *leaves, backend='triton')
+        dy = normal(*y.shape, dtype=torch.float32, device=device).to(y.dtype)
+        found[name] = torch.autograd.grad(y, leaves, dy)
+    for narrow, wide in zip(*found.values(), strict=True):
+        assert narrow.dtype == wide.dtype
+        assert relative_error(narrow, wide) < 3e-2
 
 
 @pytest.mark.parametrize(
