@@ -49,6 +49,7 @@ ROOMS = {
                     'depthwise',
                     'fold',
                     'gated_linear',
+                    'gated_linear_add',
                     'group_linear',
                     'merge_norm',
                     'norm',

@@ -24,14 +24,23 @@ def _activate(x: Tensor, activation: str) -> Tensor:
     return x if function is None else function(x)
 
 
-def _folded(
+def folded(
     x: Tensor, conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias with the norm in them; None where it has to stay.
+    """Weight and bias of a convolution with the norm in them.
 
-    It stays where a gradient asks for it, and whoever watches the operations
-    is shown it.
+    Args:
+        x: Input of the convolution.
+        conv: The convolution.
+        norm: What follows it.
+        dtype: Dtype of the results.
+
+    Returns:
+        None where the norm has to stay: where a gradient asks for it, and
+        where someone watches the operations, who is shown it.
     """
+    if isinstance(norm, nn.Identity):
+        return ready_or_own(conv)
     if not can_fold(norm) or norm.training:
         return None
     ready = ready_weight(conv, norm)
@@ -91,9 +100,9 @@ def pointwise_norm_act(
     x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str = 'none'
 ) -> Tensor:
     """1x1 convolution, norm and activation of a map (B, H, W, C)."""
-    folded = _folded(x, conv, norm, autocast_dtype(x))
-    if folded is not None:
-        weight, bias = folded
+    ready = folded(x, conv, norm, autocast_dtype(x))
+    if ready is not None:
+        weight, bias = ready
         y = F.linear(x, weight.flatten(1), bias)
         return F.relu_(y) if activation == 'relu' else _activate(y, activation)
     y = pointwise_conv(x, conv)
@@ -101,13 +110,36 @@ def pointwise_norm_act(
 
 
 def depthwise_norm_act(
-    x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str
+    x: Tensor,
+    conv: nn.Conv2d,
+    norm: nn.Module,
+    activation: str,
+    input_activation: str = 'none',
 ) -> Tensor:
     """Depthwise 3x3 convolution, norm and activation of a map (B, H, W, C)."""
-    if isinstance(norm, nn.Identity):
-        return depthwise_conv3x3(x, conv.weight, conv.bias, activation)
-    folded = _folded(x, conv, norm, torch.float32)
-    if folded is not None:
-        return depthwise_conv3x3(x, *folded, activation)
-    y = depthwise_conv3x3(x, conv.weight, conv.bias)
+    ready = folded(x, conv, norm, torch.float32)
+    if ready is not None:
+        return depthwise_conv3x3(x, *ready, activation, input_activation)
+    y = depthwise_conv3x3(x, conv.weight, conv.bias, 'none', input_activation)
     return norm_act(norm, y, activation)
+
+
+def pointwise_depthwise(
+    x: Tensor, pointwise: nn.Sequential, depthwise: nn.Sequential
+) -> Tensor:
+    """1x1 and depthwise 3x3 convolution of a map (B, H, W, C).
+
+    Args:
+        x: The map.
+        pointwise: Convolution, norm and ReLU.
+        depthwise: Convolution, norm and ReLU.
+    """
+    conv, norm, _ = pointwise
+    ready = folded(x, conv, norm, autocast_dtype(x))
+    if ready is None:
+        y, left = norm_act(norm, pointwise_conv(x, conv), 'relu'), 'none'
+    else:
+        # Without a norm, the ReLU would be a pass over the map of its own.
+        y, left = F.linear(x, ready[0].flatten(1), ready[1]), 'relu'
+    conv, norm, _ = depthwise
+    return depthwise_norm_act(y, conv, norm, 'relu', left)

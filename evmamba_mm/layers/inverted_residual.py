@@ -5,8 +5,8 @@ Shape letters: B batch, H W map, C channels.
 
 from torch import Tensor, nn
 
-from ..ops import scale_add
-from .conv_norm import depthwise_norm_act, pointwise_norm_act
+from ..ops import autocast_dtype, gated_linear_add, scale_add
+from .conv_norm import folded, pointwise_depthwise, pointwise_norm_act
 from .drop_path import DropPath
 from .prepared import InferenceWeight
 from .squeeze_excite import ConvSqueezeExcite
@@ -61,10 +61,14 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        conv, norm, _ = self.conv_pw
-        y = pointwise_norm_act(x, conv, norm, 'relu')
-        conv, norm, _ = self.conv_dw
-        y = self.se(depthwise_norm_act(y, conv, norm, 'relu'))
+        y = pointwise_depthwise(x, self.conv_pw, self.conv_dw)
         conv, norm = self.conv_pw2
-        y = pointwise_norm_act(y, conv, norm)
-        return scale_add(x, y, scale=self.drop_path.sample_scale(x))
+        scale = self.drop_path.sample_scale(x)
+        ready = folded(y, conv, norm, autocast_dtype(y))
+        if ready is not None and scale is None:
+            # The lines below in one pass: the gated map is never written.
+            weight, bias = ready
+            logits = self.se.gates(y)
+            return gated_linear_add(x, y, logits, weight.flatten(1), bias)
+        y = pointwise_norm_act(self.se(y), conv, norm)
+        return scale_add(x, y, scale=scale)

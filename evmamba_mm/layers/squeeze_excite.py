@@ -5,7 +5,7 @@ Shape letters: B batch, H W map, C channels.
 
 from torch import Tensor, nn
 
-from ..ops import pooled_layer_norms, squeeze_excite
+from ..ops import pooled_layer_norms, squeeze_excite, squeeze_excite_gates
 from .linear import init_linear
 from .prepared import InferenceWeight, apply_linear
 
@@ -67,15 +67,21 @@ class ConvSqueezeExcite(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.conv_expand = nn.Conv2d(hidden, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels of ``x``."""
+    def _parameters_of_products(self) -> tuple[Tensor, ...]:
         # On a 1x1 map a convolution is a product of matrices, and takes many
         # times as long as one.
         reduce, expand = self.conv_reduce, self.conv_expand
-        return squeeze_excite(
-            x,
-            reduce.weight.flatten(1),
+        return (
+            reduce.weight.view(reduce.weight.shape[:2]),
             reduce.bias,
-            expand.weight.flatten(1),
+            expand.weight.view(expand.weight.shape[:2]),
             expand.bias,
         )
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Gate of each channel of ``x`` before its sigmoid, (B, C)."""
+        return squeeze_excite_gates(x, *self._parameters_of_products())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of ``x``."""
+        return squeeze_excite(x, *self._parameters_of_products())

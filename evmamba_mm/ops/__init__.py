@@ -13,6 +13,7 @@ from .fused import (
     choose_fused,
     depthwise_conv3x3,
     fold_batch_norm,
+    gated_linear_add,
     layer_norm,
     layer_norm_gate,
     merge_layer_norm,
@@ -22,6 +23,7 @@ from .fused import (
     scale_add,
     split_linear,
     squeeze_excite,
+    squeeze_excite_gates,
     watched,
 )
 from .scan2d import es2d_scan, ss2d_scan
@@ -45,6 +47,7 @@ __all__ = [
     'depthwise_conv3x3',
     'fold_batch_norm',
     'es2d_scan',
+    'gated_linear_add',
     'layer_norm',
     'layer_norm_gate',
     'merge_layer_norm',
@@ -54,6 +57,7 @@ __all__ = [
     'scale_add',
     'split_linear',
     'squeeze_excite',
+    'squeeze_excite_gates',
     'selective_scan',
     'ss2d_scan',
     'watched',

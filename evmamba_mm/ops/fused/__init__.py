@@ -5,6 +5,7 @@ from .choice import FUSED_BACKENDS, autocast_dtype, choose_fused
 from .depthwise import depthwise_conv3x3
 from .fold import fold_batch_norm
 from .gated_linear import norm_gate_linear
+from .gated_linear_add import gated_linear_add
 from .group_linear import group_linear
 from .merge_norm import merge_layer_norm
 from .norm import layer_norm, layer_norm_gate
@@ -19,7 +20,7 @@ from .prepare import (
 from .scale_add import scale_add
 from .shortcut import watched
 from .split_linear import split_linear
-from .squeeze_excite import squeeze_excite
+from .squeeze_excite import squeeze_excite, squeeze_excite_gates
 
 __all__ = [
     'BatchNormTensors',
@@ -32,6 +33,7 @@ __all__ = [
     'choose_fused',
     'depthwise_conv3x3',
     'fold_batch_norm',
+    'gated_linear_add',
     'group_linear',
     'layer_norm',
     'layer_norm_gate',
@@ -43,5 +45,6 @@ __all__ = [
     'scale_add',
     'split_linear',
     'squeeze_excite',
+    'squeeze_excite_gates',
     'watched',
 ]

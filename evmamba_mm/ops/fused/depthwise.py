@@ -11,6 +11,7 @@ from .choice import autocast_dtype, choose_fused
 from .shortcut import short_call, short_differentiable
 
 ACTIVATIONS = ('none', 'relu', 'gelu', 'silu')
+INPUT_ACTIVATIONS = ('none', 'relu')
 
 
 def _forward(
@@ -18,11 +19,14 @@ def _forward(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
+    input_activation: str,
     dtype: torch.dtype,
 ) -> Tensor:
     from .depthwise_triton import depthwise_forward
 
-    return depthwise_forward(x, weight, bias, activation, dtype)
+    return depthwise_forward(
+        x, weight, bias, activation, input_activation, dtype
+    )
 
 
 _conv = torch.library.custom_op(
@@ -31,7 +35,7 @@ _conv = torch.library.custom_op(
 
 
 @_conv.register_fake
-def _conv_fake(x, weight, bias, activation, dtype):
+def _conv_fake(x, weight, bias, activation, input_activation, dtype):
     return x.new_empty(x.shape, dtype=dtype)
 
 
@@ -62,22 +66,30 @@ def _conv_backward_fake(dy, x, weight, bias, activation):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, ctx.activation, _ = inputs
+    x, weight, bias, ctx.activation, ctx.input_activation, _ = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
 def _backward(ctx, dy):
     x, weight, bias = ctx.saved_tensors
+    with_relu = ctx.input_activation == 'relu'
+    x = x.relu() if with_relu else x
     dx, dweight, dbias = _run_backward(dy, x, weight, bias, ctx.activation)
+    if with_relu:
+        dx = torch.ops.aten.threshold_backward(dx, x, 0)
     dbias = None if bias is None else dbias.to(bias.dtype)
-    return dx, dweight, dbias, None, None
+    return dx, dweight, dbias, None, None, None
 
 
 _run = short_differentiable(_conv, _forward, _setup_context, _backward)
 
 
 def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    input_activation: str,
 ) -> None:
     if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1:
         raise ValueError(
@@ -99,6 +111,11 @@ def _check(
         raise ValueError(
             f'activation must be one of {", ".join(ACTIVATIONS)}, got '
             f'{activation!r}'
+        )
+    if input_activation not in INPUT_ACTIVATIONS:
+        raise ValueError(
+            'input_activation must be one of '
+            f'{", ".join(INPUT_ACTIVATIONS)}, got {input_activation!r}'
         )
 
 
@@ -124,6 +141,7 @@ def depthwise_conv3x3(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str = 'none',
+    input_activation: str = 'none',
     backend: str = 'auto',
 ) -> Tensor:
     """Convolve each channel by 3x3 at stride 1, then activate.
@@ -137,18 +155,21 @@ def depthwise_conv3x3(
         weight: As of ``nn.Conv2d`` with C groups, (C, 1, 3, 3).
         bias: (C,) or None.
         activation: One of :data:`ACTIVATIONS`; 'gelu' is the exact one.
+        input_activation: What is applied to ``x`` before, one of
+            :data:`INPUT_ACTIVATIONS`.
         backend: See :func:`evmamba_mm.ops.fused.choice.choose_fused`.
 
     Returns:
         Map of shape (B, H, W, C) in the autocast dtype, or else x's.
 
     Raises:
-        ValueError: If a shape or the activation is not legal, or as
+        ValueError: If a shape or an activation is not legal, or as
             ``choose_fused``.
         ImportError: As ``choose_fused``.
     """
-    _check(x, weight, bias, activation)
+    _check(x, weight, bias, activation, input_activation)
     dtype = autocast_dtype(x)
     if choose_fused(x, backend) == 'torch':
+        x = F.relu(x) if input_activation == 'relu' else x
         return _depthwise_torch(x, weight, bias, activation).to(dtype)
-    return _run(x, weight, bias, activation, dtype)
+    return _run(x, weight, bias, activation, input_activation, dtype)

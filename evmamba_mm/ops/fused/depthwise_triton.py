@@ -126,7 +126,7 @@ def _conv_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr,
     patches, height, width, rows, channels, stride,
     HAS_BIAS: tl.constexpr, FLIP: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Convolve; with FLIP by the weight turned around, for the gradient."""
     FIRST: tl.constexpr = 8 if FLIP else 0
@@ -155,6 +155,8 @@ def _conv_kernel(
         x += width * stride
         more = mask & (top + i < height) & (i <= rows)
         n0, n1, n2, n3 = _load_row(x, stride, more, col, width)
+        r0, r1 = _activate(r0, BEFORE), _activate(r1, BEFORE)
+        r2, r3 = _activate(r2, BEFORE), _activate(r3, BEFORE)
         y0, y1 = _correlate(above0, above1, r0, r1, r2, r3, w6, w7, w8)
         above0, above1 = _correlate(here0, here1, r0, r1, r2, r3, w3, w4, w5)
         here0, here1 = _correlate(start, start, r0, r1, r2, r3, w0, w1, w2)
@@ -302,6 +304,7 @@ def _convolve(
     y: Tensor,
     flip: bool,
     activation: str,
+    before: str = 'none',
 ) -> None:
     x, stride = pixel_rows(x)
     _, height, width, channels = x.shape
@@ -321,6 +324,7 @@ def _convolve(
             HAS_BIAS=bias is not None,
             FLIP=flip,
             ACTIVATION=activation,
+            BEFORE=before,
             BLOCK_P=block_p,
             BLOCK_C=block_c,
             num_warps=_WARPS,
@@ -332,13 +336,14 @@ def depthwise_forward(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
+    before: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Convolution, bias and activation in one pass."""
+    """Activation of the input, convolution, bias and activation at once."""
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if x.numel() > 0:
         bias = None if bias is None else bias.contiguous()
-        _convolve(x, weight.contiguous(), bias, y, False, activation)
+        _convolve(x, weight.contiguous(), bias, y, False, activation, before)
     return y
 
 
@@ -362,9 +367,7 @@ def depthwise_backward(
     # As many blocks for each program, so that all end at one time.
     turns = -(-blocks * chunks // (2 * _ENOUGH_PROGRAMS))
     slots = -(-blocks // turns)
-    sums = torch.empty(
-        slots, 10, channels, dtype=torch.float32, device=x.device
-    )
+    sums = x.new_empty(slots, 10, channels, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _grad_kernel[(slots * chunks,)](
             x,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import autocast_dtype, choose_fused
-from .shortcut import short_call, short_differentiable
-from .tiles import empty_gradient
+from .shortcut import short_call, short_differentiable, watched
+from .tiles import as_rows, empty_gradient
 
 
 def _forward(
@@ -107,7 +107,7 @@ def _differentiate(ctx, dout, *_):
 _run = short_differentiable(_squeeze_excite, _forward, _keep, _differentiate)
 
 
-def _twin(
+def _gates_twin(
     x: Tensor,
     reduce_weight: Tensor,
     reduce_bias: Tensor,
@@ -123,12 +123,16 @@ def _twin(
             pooled.flatten(1),
             reduce_weight.to(compute).t(),
         )
-        logits = torch.addmm(
+        return torch.addmm(
             expand_bias.to(compute),
             hidden.relu(),
             expand_weight.to(compute).t(),
         )
-        return x * logits.sigmoid()[:, None, None]
+
+
+def _twin(x: Tensor, *parameters: Tensor) -> Tensor:
+    logits = _gates_twin(x, *parameters)
+    return x.to(logits.dtype) * logits.sigmoid()[:, None, None]
 
 
 def _check(
@@ -197,3 +201,43 @@ def squeeze_excite(
     if choose_fused(x, backend) == 'triton':
         return _run(x, *parameters, dtype)[0]
     return _twin(x, *parameters).to(dtype)
+
+
+def squeeze_excite_gates(
+    x: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    backend: str = 'auto',
+) -> Tensor:
+    """Gates of :func:`squeeze_excite` before their sigmoid.
+
+    The kernel is for inference; where gradients are on, and for what watches
+    the operations, torch computes the gates.
+
+    Args:
+        x: As there, and so are the other arguments.
+        reduce_weight: As there.
+        reduce_bias: As there.
+        expand_weight: As there.
+        expand_bias: As there.
+        backend: As there.
+
+    Returns:
+        Gates (B, C) in fp32, or in fp64 if ``x`` is fp64.
+
+    Raises:
+        ValueError: As there.
+        ImportError: As there.
+    """
+    parameters = reduce_weight, reduce_bias, expand_weight, expand_bias
+    _check(x, *parameters)
+    kernels = choose_fused(x, backend) == 'triton'
+    if not kernels or torch.is_grad_enabled() or watched():
+        return _gates_twin(x, *parameters)
+    from .squeeze_excite_triton import gates
+
+    batch, height, width, channels = x.shape
+    rows = as_rows(x, (batch, height * width, channels))
+    return gates(rows, *parameters)[-1]

@@ -195,6 +195,33 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b.float(), out=out)
 
 
+def scale(x: Tensor, logits: Tensor) -> Tensor:
+    """Map (B, H, W, C) times its gates, given before their sigmoid."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    batch, height, width, channels = x.shape
+    rows = as_rows(x, (batch, height * width, channels))
+    _scale(out, rows, logits.contiguous())
+    return out
+
+
+def gates(
+    x: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch what comes before the scaling, for a map (B, H W, C).
+
+    Returns:
+        Mean of the map (B, C), hidden channels after their ReLU (B, E) and
+        gates before their sigmoid (B, C), all in fp32.
+    """
+    pooled = _channel_sums(x)
+    hidden = _affine(pooled, reduce_weight, reduce_bias).relu_()
+    return pooled, hidden, _affine(hidden, expand_weight, expand_bias)
+
+
 def forward(
     x: Tensor,
     reduce_weight: Tensor,
@@ -206,18 +233,14 @@ def forward(
     """Launch the forward.
 
     Returns:
-        The scaled map; then in fp32 the mean of the map (B, C), the hidden
-        channels after their ReLU (B, E) and the gates before their sigmoid
-        (B, C).
+        The scaled map, and what :func:`gates` returns.
     """
     batch, height, width, channels = x.shape
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     x = as_rows(x, (batch, height * width, channels))
-    pooled = _channel_sums(x)
-    hidden = _affine(pooled, reduce_weight, reduce_bias).relu_()
-    logits = _affine(hidden, expand_weight, expand_bias)
-    _scale(out, x, logits)
-    return out, pooled, hidden, logits
+    inner = gates(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+    _scale(out, x, inner[-1])
+    return out, *inner
 
 
 def backward(

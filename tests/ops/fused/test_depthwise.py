@@ -96,6 +96,59 @@ def test_kernel_of_each_activation(op, dtype, device):
     assert_kernel_is_right(op, arguments, dtype)
 
 
+def with_relu_before(x, weight, bias, backend):
+    return depthwise_conv3x3(
+        x, weight, bias, 'silu', input_activation='relu', backend=backend
+    )
+
+
+def test_twin_activates_the_input():
+    x, weight, bias = conv_arguments((2, 3, 4, 5)).values()
+    y = with_relu_before(x, weight, bias, 'torch')
+    expected = depthwise_conv3x3(F.relu(x), weight, bias, 'silu')
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize('dtype', DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
+def test_kernel_activates_the_input(shape, dtype, device):
+    arguments = conv_arguments(shape, dtype, device)
+    assert_kernel_is_right(with_relu_before, arguments, dtype)
+
+
+@pytest.mark.parametrize('enough', [1, 10**6], ids=['long', 'short'])
+@torch.no_grad()
+def test_activating_while_reading_equals_activating_before(
+    enough, device, monkeypatch
+):
+    """Also where a gradient needs nothing, and with a NaN in the map."""
+    from evmamba_mm.ops.fused import depthwise_triton
+
+    monkeypatch.setattr(depthwise_triton, '_ENOUGH_PROGRAMS', enough)
+    plan = depthwise_triton._plan.__wrapped__
+    monkeypatch.setattr(depthwise_triton, '_plan', plan)
+    arguments = conv_arguments((2, 19, 5, 18), torch.float16, device)
+    arguments['x'][0, 3, 2, 1] = torch.nan
+    y = with_relu_before(**arguments, backend='triton')
+    arguments['x'] = F.relu(arguments['x'])
+    expected = depthwise_conv3x3(
+        **arguments, activation='silu', backend='triton'
+    )
+    assert y.isnan().sum() == 9
+    assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
+def test_input_activation_compiles_into_one_graph(device):
+    arguments = conv_arguments((2, 3, 4, 16), torch.float32, device)
+    compiled = torch.compile(
+        with_relu_before, fullgraph=True, backend='aot_eager'
+    )
+    assert_same(
+        results(compiled, arguments, 'triton', torch.float32),
+        results(with_relu_before, arguments, 'triton', torch.float32),
+    )
+
+
 def test_kernel_without_bias(silu, device):
     arguments = conv_arguments(
         (2, 5, 6, 40), torch.float32, device, with_bias=False
@@ -176,6 +229,7 @@ def test_two_runs_are_the_same(silu, device):
 
 @pytest.mark.parametrize('with_bias', [True, False], ids=['bias', 'no-bias'])
 def test_opcheck(with_bias, device):
+    before = 'relu' if with_bias else 'none'
     activation = 'silu' if with_bias else 'none'
     arguments = conv_arguments(
         (2, 3, 4, 5), torch.float32, device, with_bias=with_bias
@@ -184,7 +238,7 @@ def test_opcheck(with_bias, device):
         None if x is None else x.requires_grad_() for x in arguments.values()
     ]
     torch.library.opcheck(
-        depthwise._conv, (*tensors, activation, torch.bfloat16)
+        depthwise._conv, (*tensors, activation, before, torch.bfloat16)
     )
     tensors = [None if x is None else x.detach() for x in tensors]
     dy = torch.ones_like(tensors[0])
@@ -208,11 +262,13 @@ def test_compiles_into_one_graph(silu, device):
         ('weight', lambda x: x[:1]),
         ('bias', lambda x: x[:1]),
         ('activation', lambda x: 'tanh'),
+        ('input_activation', lambda x: 'gelu'),
     ],
-    ids=['no-map', 'no-row', 'weight', 'bias', 'activation'],
+    ids=['no-map', 'no-row', 'weight', 'bias', 'activation', 'input'],
 )
 def test_illegal_argument_is_named(name, change):
-    arguments = conv_arguments((2, 3, 4, 5)) | {'activation': 'none'}
+    arguments = conv_arguments((2, 3, 4, 5))
+    arguments |= {'activation': 'none', 'input_activation': 'none'}
     arguments[name] = change(arguments[name])
     with pytest.raises(ValueError, match=f'^{name} must'):
         depthwise_conv3x3(**arguments)

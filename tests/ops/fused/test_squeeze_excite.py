@@ -8,6 +8,7 @@ from evmamba_mm.ops.fused.squeeze_excite import (
     _squeeze_excite,
     _squeeze_excite_backward,
     squeeze_excite,
+    squeeze_excite_gates,
 )
 
 from ..scan_cases import relative_error
@@ -72,6 +73,29 @@ def test_twin_passes_gradcheck():
 def test_kernel(shape, hidden, dtype, device):
     arguments = attention_arguments(shape, hidden, dtype, device)
     assert_kernel_is_right(squeeze_excite, arguments, dtype)
+
+
+@pytest.mark.parametrize('autocast', [False, True], ids=['plain', 'autocast'])
+@pytest.mark.parametrize('dtype', DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize('shape, hidden', CASES.values(), ids=CASES)
+@torch.no_grad()
+def test_gates_open_the_map_alike(shape, hidden, dtype, autocast, device):
+    arguments = attention_arguments(shape, hidden, dtype, device)
+    wide = {name: x.double() for name, x in arguments.items()}
+    gates = squeeze_excite_gates(**wide).sigmoid()[:, None, None]
+    torch.testing.assert_close(
+        wide['x'] * gates, squeeze_excite(**wide), rtol=1e-12, atol=1e-12
+    )
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        for backend in ('torch', 'triton'):
+            y = squeeze_excite_gates(**arguments, backend=backend)
+            assert y.dtype == torch.float32
+            assert relative_error(y, squeeze_excite_gates(**wide)) < 1e-5
+
+
+def test_gates_have_gradients(device):
+    arguments = attention_arguments((2, 3, 5, 48), 6, torch.float32, device)
+    assert_kernel_is_right(squeeze_excite_gates, arguments, torch.float32)
 
 
 @pytest.mark.parametrize('processors', [0, 10**6], ids=['few', 'many'])
