@@ -41,6 +41,7 @@ ROOMS = {
             ('numba', 'ops/scan_numba_kernels'),
             ('numpy', 'ops/scan_numba_kernels'),
             ('triton', 'ops/fused/choice'),
+            ('triton', 'ops/fused/launch'),
             *(
                 ('triton', f'ops/fused/{name}_triton')
                 for name in (

@@ -3,6 +3,9 @@
 Shape letters: B batch, H W map, C channels.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +17,13 @@ from .tiles import empty_gradient
 ACTIVATIONS = ('none', 'relu', 'gelu')
 
 
+@functools.cache
+def _statistics_kernels() -> ModuleType:
+    from . import batch_statistics_triton
+
+    return batch_statistics_triton
+
+
 def _statistics(
     x: Tensor,
     running_mean: Tensor | None,
@@ -21,9 +31,9 @@ def _statistics(
     momentum: float,
 ) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of a map; the running ones follow them."""
-    from .batch_statistics_triton import statistics
-
-    return statistics(x, running_mean, running_var, momentum)
+    return _statistics_kernels().statistics(
+        x, running_mean, running_var, momentum
+    )
 
 
 # An op of its own, since one that changes its arguments has no gradient. The
@@ -57,6 +67,14 @@ def _run_statistics(
     return _statistics(x, running_mean, running_var, momentum)
 
 
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import batch_norm_triton
+
+    return batch_norm_triton
+
+
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -69,9 +87,9 @@ def _forward(
     dtype: torch.dtype,
 ) -> Tensor:
     """Result for statistics that are fixed or the map's own."""
-    from .batch_norm_triton import forward
-
-    return forward(x, weight, bias, mean, variance, eps, activation, dtype)
+    return _kernels().forward(
+        x, weight, bias, mean, variance, eps, activation, dtype
+    )
 
 
 _batch_norm_act = torch.library.custom_op(
@@ -96,9 +114,9 @@ def _backward(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x, and those of weight and bias in one tensor."""
-    from .batch_norm_triton import backward
-
-    return backward(dy, x, weight, bias, mean, variance, own, eps, activation)
+    return _kernels().backward(
+        dy, x, weight, bias, mean, variance, own, eps, activation
+    )
 
 
 _batch_norm_act_backward = torch.library.custom_op(

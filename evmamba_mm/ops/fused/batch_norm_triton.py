@@ -9,8 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .batch_statistics_triton import add_up, place, sweep
+from .launch import launch
 from .norm_triton import load_rows, store_rows
-from .tiles import as_rows, empty_gradient, on_device_of, split_rows
+from .tiles import as_rows, dense_like, empty_gradient, split_rows
 
 _WARPS = 8
 # The gradients fill more registers, which leave less room.
@@ -190,30 +191,21 @@ def forward(
 ) -> Tensor:
     """Launch the forward; see :func:`.batch_norm.batch_norm_act`."""
     channels = x.shape[-1]
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    y = dense_like(x, dtype)
     if y.numel() == 0:
         return y
     x = as_rows(x, (-1, channels))
     plan = sweep(x.shape[0], channels, _WARPS)
     slots, steps = split_rows(x.shape[0], plan.rows, 64, groups=plan.chunks)
-    with on_device_of(x):
-        _forward_kernel[(slots * plan.chunks,)](
-            y,
-            x,
-            weight.contiguous(),
-            bias.contiguous(),
-            mean.contiguous(),
-            variance.contiguous(),
-            x.shape[0],
-            x.stride(0),
-            steps,
-            eps,
-            channels,
-            plan.rows,
-            plan.columns,
-            activation,
-            num_warps=_WARPS,
-        )
+    weight, bias = weight.contiguous(), bias.contiguous()
+    launch(
+        _forward_kernel,
+        (slots * plan.chunks, 1, 1),
+        (y, x, weight, bias, mean.contiguous(), variance.contiguous()),
+        (x.shape[0], x.stride(0), steps, float(eps)),
+        (channels, plan.rows, plan.columns, activation),
+        _WARPS,
+    )
     return y
 
 
@@ -245,32 +237,24 @@ def backward(
         parameter.contiguous() for parameter in (weight, bias, mean, variance)
     ]
     layout = (tokens, dy.stride(0), x.stride(0))
-    tile = (eps, channels, plan.rows, plan.columns, activation)
-    with on_device_of(x):
-        _parameters_kernel[(plan.slots * plan.chunks,)](
-            parts,
-            None if own else dx,
-            dy,
-            x,
-            *parameters,
-            *layout,
-            plan.turns,
-            *tile,
-            num_warps=_WARPS_BACKWARD,
-        )
+    tile = (channels, plan.rows, plan.columns, activation)
+    launch(
+        _parameters_kernel,
+        (plan.slots * plan.chunks, 1, 1),
+        (parts, None if own else dx, dy, x, *parameters),
+        (*layout, plan.turns, float(eps)),
+        tile,
+        _WARPS_BACKWARD,
+    )
     sums = add_up(parts)
     if own:
         slots, steps = split_rows(tokens, plan.rows, 64, groups=plan.chunks)
-        with on_device_of(x):
-            _input_kernel[(slots * plan.chunks,)](
-                dx,
-                dy,
-                x,
-                sums,
-                *parameters,
-                *layout,
-                steps,
-                *tile,
-                num_warps=_WARPS_BACKWARD,
-            )
+        launch(
+            _input_kernel,
+            (slots * plan.chunks, 1, 1),
+            (dx, dy, x, sums, *parameters),
+            (*layout, steps, float(eps)),
+            tile,
+            _WARPS_BACKWARD,
+        )
     return dx, sums

@@ -14,14 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .norm_triton import load_rows
-from .tiles import as_rows, on_device_of
+from .tiles import as_rows
 
 # Four programs on each of the 132 processors of a large GPU, so that all of
 # those that leave a part run at one time.
 _MOST_PROGRAMS = 528
 _PER_THREAD = 16
 _WARPS = 8
+_WARPS_OF_SUMS = 4
 # Many columns would leave large parts, few would cut up the reads.
 _MOST_COLUMNS = 64
 # Tile of the parts that are added up, and the most rows of it.
@@ -226,30 +228,22 @@ def statistics(
     plan = sweep(tokens, channels, _WARPS)
     tile = _part_tile(plan.slots)
     parts = x.new_empty((plan.slots, 2, channels), dtype=torch.float32)
-    with on_device_of(x):
-        _statistics_kernel[(plan.slots * plan.chunks,)](
-            parts,
-            x,
-            tokens,
-            x.stride(0),
-            plan.turns,
-            channels,
-            plan.rows,
-            plan.columns,
-            num_warps=_WARPS,
-        )
-        _merge_kernel[(-(-channels // tile[1]),)](
-            mean,
-            variance,
-            *running,
-            parts,
-            tokens,
-            plan.slots,
-            momentum,
-            channels,
-            plan.rows,
-            *tile,
-        )
+    launch(
+        _statistics_kernel,
+        (plan.slots * plan.chunks, 1, 1),
+        (parts, x),
+        (tokens, x.stride(0), plan.turns),
+        (channels, plan.rows, plan.columns),
+        _WARPS,
+    )
+    launch(
+        _merge_kernel,
+        (-(-channels // tile[1]), 1, 1),
+        (mean, variance, *running, parts),
+        (tokens, plan.slots, float(momentum)),
+        (channels, plan.rows, *tile),
+        _WARPS_OF_SUMS,
+    )
     for old, new in zip((running_mean, running_var), running, strict=True):
         if new is not old:
             old.copy_(new)
@@ -261,12 +255,12 @@ def add_up(parts: Tensor) -> Tensor:
     count, _, channels = parts.shape
     tile = _part_tile(count)
     sums = parts.new_empty((2, channels))
-    with on_device_of(parts):
-        _sum_kernel[(-(-2 * channels // tile[1]),)](
-            sums,
-            parts,
-            count,
-            2 * channels,
-            *tile,
-        )
+    launch(
+        _sum_kernel,
+        (-(-2 * channels // tile[1]), 1, 1),
+        (sums, parts),
+        (count,),
+        (2 * channels, *tile),
+        _WARPS_OF_SUMS,
+    )
     return sums

@@ -71,19 +71,30 @@ def _check_triton_runs(device_type: str, dtype: torch.dtype) -> None:
         )
 
 
+_STORED_NAME = os.environ.encodekey(ENVIRONMENT_VARIABLE)
+
+
+def _asked_by_environment() -> str:
+    """What the environment variable asks for."""
+    # Most often it is not there, which os.environ takes long to find out.
+    stored = getattr(os.environ, '_data', None)
+    if stored is not None and _STORED_NAME not in stored:
+        return 'auto'
+    return check_fused_backend(
+        os.environ.get(ENVIRONMENT_VARIABLE) or 'auto', ENVIRONMENT_VARIABLE
+    )
+
+
 # The answer belongs to the program, not to the data: under torch.compile it
 # is asked once, while tracing.
 @torch.compiler.assume_constant_result
 def _choose(backend: str, device_type: str, dtype: torch.dtype) -> str:
     name = check_fused_backend(backend)
     if name == 'auto':
-        name = check_fused_backend(
-            os.environ.get(ENVIRONMENT_VARIABLE) or 'auto',
-            ENVIRONMENT_VARIABLE,
-        )
-    if name == 'triton':
-        _check_triton_runs(device_type, dtype)
+        name = _asked_by_environment()
     if name != 'auto':
+        if name == 'triton':
+            _check_triton_runs(device_type, dtype)
         return name
     # A trace is made to count operations or to leave Python behind: both ask
     # for operations that others know.

@@ -3,6 +3,9 @@
 Shape letters: B batch, H W map, C channels.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +17,14 @@ ACTIVATIONS = ('none', 'relu', 'gelu', 'silu')
 INPUT_ACTIVATIONS = ('none', 'relu')
 
 
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import depthwise_triton
+
+    return depthwise_triton
+
+
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -22,9 +33,7 @@ def _forward(
     input_activation: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    from .depthwise_triton import depthwise_forward
-
-    return depthwise_forward(
+    return _kernels().depthwise_forward(
         x, weight, bias, activation, input_activation, dtype
     )
 
@@ -47,9 +56,7 @@ def _gradients(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias (there even if the bias is not)."""
-    from .depthwise_triton import depthwise_backward
-
-    return depthwise_backward(dy, x, weight, bias, activation)
+    return _kernels().depthwise_backward(dy, x, weight, bias, activation)
 
 
 _conv_backward = torch.library.custom_op(
@@ -91,12 +98,13 @@ def _check(
     activation: str,
     input_activation: str,
 ) -> None:
-    if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1:
+    shape = x.shape
+    if len(shape) != 4 or shape[1] < 1 or shape[2] < 1:
         raise ValueError(
             'x must be a map of shape (B, H, W, C) with H and W of at least '
-            f'1, got shape {tuple(x.shape)}'
+            f'1, got shape {tuple(shape)}'
         )
-    channels = x.shape[3]
+    channels = shape[3]
     if weight.shape != (channels, 1, 3, 3):
         raise ValueError(
             f'weight must have shape ({channels}, 1, 3, 3) for x of shape '

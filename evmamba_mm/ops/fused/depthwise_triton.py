@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .pixels import pixel_rows
+from .tiles import dense_like
 
 _WARPS = 4
 # Channels of a thread. With more, the nine weights of each fill the registers.
@@ -309,26 +311,14 @@ def _convolve(
     x, stride = pixel_rows(x)
     _, height, width, channels = x.shape
     block_p, block_c, rows, patches, blocks, chunks = _plan(*x.shape)
-    with torch.cuda.device_of(x):
-        _conv_kernel[(blocks * chunks,)](
-            x,
-            weight,
-            weight if bias is None else bias,
-            y,
-            patches,
-            height,
-            width,
-            rows,
-            channels,
-            stride,
-            HAS_BIAS=bias is not None,
-            FLIP=flip,
-            ACTIVATION=activation,
-            BEFORE=before,
-            BLOCK_P=block_p,
-            BLOCK_C=block_c,
-            num_warps=_WARPS,
-        )
+    launch(
+        _conv_kernel,
+        (blocks * chunks, 1, 1),
+        (x, weight, weight if bias is None else bias, y),
+        (patches, height, width, rows, channels, stride),
+        (bias is not None, flip, activation, before, block_p, block_c),
+        _WARPS,
+    )
 
 
 def depthwise_forward(
@@ -340,7 +330,7 @@ def depthwise_forward(
     dtype: torch.dtype,
 ) -> Tensor:
     """Activation of the input, convolution, bias and activation at once."""
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    y = dense_like(x, dtype)
     if x.numel() > 0:
         bias = None if bias is None else bias.contiguous()
         _convolve(x, weight.contiguous(), bias, y, False, activation, before)
@@ -355,7 +345,7 @@ def depthwise_backward(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, the weight and the bias."""
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = dense_like(x, x.dtype)
     if x.numel() == 0:
         return dx, torch.zeros_like(weight), weight.new_zeros(x.shape[3])
     weight = weight.contiguous()
@@ -367,30 +357,21 @@ def depthwise_backward(
     # As many blocks for each program, so that all end at one time.
     turns = -(-blocks * chunks // (2 * _ENOUGH_PROGRAMS))
     slots = -(-blocks // turns)
-    sums = x.new_empty(slots, 10, channels, dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        _grad_kernel[(slots * chunks,)](
-            x,
-            weight,
-            weight if bias is None else bias.contiguous(),
-            dy,
-            dpre,
-            sums,
-            patches,
-            height,
-            width,
-            rows,
-            blocks,
-            slots,
-            channels,
-            stride,
-            dy_stride,
-            HAS_BIAS=bias is not None,
-            ACTIVATION=activation,
-            BLOCK_P=block_p,
-            BLOCK_C=block_c,
-            num_warps=_WARPS,
-        )
+    sums = torch.empty(
+        slots, 10, channels, dtype=torch.float32, device=x.device
+    )
+    shift = weight if bias is None else bias.contiguous()
+    launch(
+        _grad_kernel,
+        (slots * chunks, 1, 1),
+        (x, weight, shift, dy, dpre, sums),
+        (
+            patches, height, width, rows, blocks, slots,
+            channels, stride, dy_stride,
+        ),
+        (bias is not None, activation, block_p, block_c),
+        _WARPS,
+    )  # fmt: skip
     _convolve(dpre, weight, None, dx, True, 'none')
     total = sums.sum(0)
     dweight = weight.new_empty(weight.shape)

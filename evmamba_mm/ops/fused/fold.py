@@ -1,10 +1,21 @@
 """A convolution and the evaluation batch norm behind it as one convolution."""
 
+import functools
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from .choice import choose_fused
 from .shortcut import short_call
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import fold_triton
+
+    return fold_triton
 
 
 def _forward(
@@ -17,9 +28,7 @@ def _forward(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    from .fold_triton import fold
-
-    return fold(
+    return _kernels().fold(
         weight,
         bias,
         norm_weight,

@@ -8,9 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import on_device_of
+from .launch import launch
+from .tiles import dense_like
 
 _TILE = 1024
+_WARPS = 4
 _MOST_COLUMNS = 256
 
 
@@ -66,28 +68,24 @@ def fold(
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel; see :func:`.fold.fold_batch_norm`."""
     outputs = weight.shape[0]
-    folded = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    folded = dense_like(weight, dtype)
     shift = torch.empty(outputs, dtype=dtype, device=weight.device)
     if outputs == 0:
         return folded, shift
     size = weight.numel() // outputs
     columns = min(triton.next_power_of_2(max(size, 1)), _MOST_COLUMNS)
     rows = max(1, _TILE // columns)
-    grid = triton.cdiv(outputs, rows), max(1, triton.cdiv(size, columns))
-    with on_device_of(weight):
-        _fold_kernel[grid](
-            folded,
-            shift,
-            weight.contiguous(),
-            None if bias is None else bias.contiguous(),
-            norm_weight.contiguous(),
-            norm_bias.contiguous(),
-            running_mean.contiguous(),
-            running_var.contiguous(),
-            outputs,
-            size,
-            eps,
-            rows,
-            columns,
-        )
+    grid = triton.cdiv(outputs, rows), max(1, triton.cdiv(size, columns)), 1
+    tensors = (
+        folded,
+        shift,
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        norm_weight.contiguous(),
+        norm_bias.contiguous(),
+        running_mean.contiguous(),
+        running_var.contiguous(),
+    )
+    numbers = outputs, size, float(eps)
+    launch(_fold_kernel, grid, tensors, numbers, (rows, columns), _WARPS)
     return folded, shift

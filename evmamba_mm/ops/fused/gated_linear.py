@@ -3,6 +3,9 @@
 Shape letters: D channels of the tokens, C outputs.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +17,14 @@ from .shortcut import watched
 
 # Rows of more channels would not fit into the registers of a program.
 MAX_KERNEL_CHANNELS = 256
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import gated_linear_triton
+
+    return gated_linear_triton
 
 
 def _forward(
@@ -28,9 +39,7 @@ def _forward(
     """By one kernel, or by one and a product, unseen by autograd."""
     # In fp32 a product from registers is slower than cuBLAS's from memory.
     if len(weight) <= MAX_KERNEL_CHANNELS and dtype != torch.float32:
-        from .gated_linear_triton import norm_gate_linear_forward
-
-        return norm_gate_linear_forward(
+        return _kernels().norm_gate_linear_forward(
             y, gate, weight, bias, eps, linear, dtype
         )
     z = norm.norm_forward(y, gate, weight, bias, eps, dtype)

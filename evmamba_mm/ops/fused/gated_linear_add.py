@@ -3,12 +3,23 @@
 Shape letters: B batch, H W map, D channels, C outputs.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import autocast_dtype, choose_fused
 from .shortcut import watched
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import gated_linear_add_triton
+
+    return gated_linear_add_triton
 
 
 def _twin(
@@ -90,6 +101,4 @@ def gated_linear_add(
     kernels = choose_fused(x, backend) == 'triton'
     if not kernels or torch.is_grad_enabled() or watched():
         return _twin(residual, x, logits, weight, bias, dtype)
-    from .gated_linear_add_triton import forward
-
-    return forward(residual, x, logits, weight, bias, dtype)
+    return _kernels().forward(residual, x, logits, weight, bias, dtype)

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .group_linear_triton import dot_precision, is_misread
+from .launch import launch
 from .scale_add_triton import forward as add
 from .squeeze_excite_triton import scale
-from .tiles import on_device_of
 
 # Three quarters of the 132 processors of a large GPU. With fewer programs,
 # smaller tiles are the faster ones, though they read more.
@@ -191,25 +191,19 @@ def forward(
     if out.numel() == 0:
         return out
     plan = _plan(batch, height * width, len(weight))
-    with on_device_of(x):
-        _kernel[(plan.programs,)](
-            out,
-            residual.contiguous(),
-            x.contiguous(),
-            logits.contiguous(),
-            weight.contiguous(),
-            None if bias is None else bias.contiguous(),
-            batch,
-            height * width,
-            len(weight),
-            channels,
-            precision,
-            plan.rows,
-            plan.span,
-            plan.columns,
-            plan.more,
-            32 if weight.itemsize == 2 else 16,
-            num_warps=8 if plan.rows == 128 else 4,
-            num_stages=4,
-        )
+    launch(
+        _kernel,
+        (plan.programs, 1, 1),
+        (
+            out, residual.contiguous(), x.contiguous(), logits.contiguous(),
+            weight.contiguous(), None if bias is None else bias.contiguous(),
+        ),
+        (batch, height * width),
+        (
+            len(weight), channels, precision, plan.rows, plan.span,
+            plan.columns, plan.more, 32 if weight.itemsize == 2 else 16,
+        ),
+        warps=8 if plan.rows == 128 else 4,
+        stages=4,
+    )  # fmt: skip
     return out

@@ -12,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .group_linear_triton import dot_precision, is_misread
+from .launch import launch
 from .norm_triton import load_rows, normalise
-from .tiles import as_rows, on_device_of, split_rows
+from .tiles import as_rows, split_rows
 
 # Few tokens and outputs at a time, so that several programs share a
 # multiprocessor.
@@ -89,25 +90,18 @@ def norm_gate_linear_forward(
     if is_misread(out):
         rest = (weight, bias, eps, linear.to(dtype).float(), torch.float32)
         return norm_gate_linear_forward(y, gate, *rest).view(shape).to(dtype)
-    with on_device_of(y):
-        _kernel[(programs,)](
-            out,
-            y,
-            gate,
-            weight.contiguous(),
-            bias.contiguous(),
-            linear.contiguous(),
-            len(y),
-            y.stride(0),
-            gate.stride(0),
-            steps,
-            eps,
-            channels,
-            outputs,
-            dot_precision(out),
-            _ROWS,
-            columns,
+    launch(
+        _kernel,
+        (programs, 1, 1),
+        (
+            out, y, gate,
+            weight.contiguous(), bias.contiguous(), linear.contiguous(),
+        ),
+        (len(y), y.stride(0), gate.stride(0), steps, float(eps)),
+        (
+            channels, outputs, dot_precision(out), _ROWS, columns,
             min(max(16, triton.next_power_of_2(outputs)), at_once),
-            num_warps=_WARPS,
-        )
+        ),
+        _WARPS,
+    )  # fmt: skip
     return out

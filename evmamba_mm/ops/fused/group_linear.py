@@ -3,6 +3,9 @@
 Shape letters: B batch, H W map, D channels, P outputs, K parameter sets.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,10 +18,16 @@ from .shortcut import short_call, short_differentiable
 MAX_KERNEL_OUTPUTS = 256
 
 
-def _forward(u: Tensor, weight: Tensor, step_size: int) -> Tensor:
-    from .group_linear_triton import group_linear_forward
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import group_linear_triton
 
-    return group_linear_forward(u, weight, step_size)
+    return group_linear_triton
+
+
+def _forward(u: Tensor, weight: Tensor, step_size: int) -> Tensor:
+    return _kernels().group_linear_forward(u, weight, step_size)
 
 
 _linear = torch.library.custom_op(
@@ -38,9 +47,9 @@ def _gradients(
     step_size: int,
     du_init: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    from .group_linear_triton import group_linear_gradients
-
-    return group_linear_gradients(dproj, u, weight, step_size, du_init)
+    return _kernels().group_linear_gradients(
+        dproj, u, weight, step_size, du_init
+    )
 
 
 _linear_backward = torch.library.custom_op(

@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .pixels import pixel_rows
+from .tiles import dense_like
 
 # Programs of the backward: each holds a sum of the weight's gradient, so no
 # more than run at a time, three on each of the 132 processors of a large GPU.
@@ -180,25 +182,16 @@ def group_linear_forward(u: Tensor, weight: Tensor, step_size: int) -> Tensor:
     block_p = _padded(outputs, 256)
     pixels = 128 if half and block_p <= 64 else 64 if block_p <= 128 else 32
     rows, cols, windows = _window(batch, height, width, step_size, pixels)
-    with torch.cuda.device_of(u):
-        _forward_kernel[(windows * step_size**2,)](
-            u,
-            weight,
-            y,
-            height,
-            width,
-            channels,
-            outputs,
-            stride,
-            STEP=step_size,
-            PRECISION=dot_precision(u),
-            ROWS=rows,
-            COLS=cols,
-            BLOCK_P=block_p,
-            BLOCK_D=_padded(channels, 32 if half else 16),
-            num_warps=8,
-            num_stages=3,
-        )
+    block_d = _padded(channels, 32 if half else 16)
+    launch(
+        _forward_kernel,
+        (windows * step_size**2, 1, 1),
+        (u, weight, y),
+        (height, width, channels, outputs, stride),
+        (step_size, dot_precision(u), rows, cols, block_p, block_d),
+        warps=8,
+        stages=3,
+    )
     return y
 
 
@@ -229,7 +222,7 @@ def group_linear_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of u, with ``du_init`` added, and of the weight."""
     _, outputs, channels = weight.shape
-    du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    du = dense_like(u, u.dtype)
     if u.numel() == 0 or outputs == 0:
         du = du.zero_() if du_init is None else du.copy_(du_init)
         return du, torch.zeros_like(weight)
@@ -250,31 +243,20 @@ def group_linear_gradients(
     slots = min(windows, -(-_PROGRAMS // programs))
     shape = (step_size**2, slots, outputs, channels)
     sums = torch.empty(shape, dtype=torch.float32, device=u.device)
-    with torch.cuda.device_of(u):
-        _backward_kernel[(programs * slots,)](
-            dproj,
-            u,
-            weight,
-            init,
-            du,
-            sums,
-            height,
-            width,
-            windows,
-            slots,
-            channels,
-            outputs,
-            stride,
-            dy_stride,
-            init_stride,
-            STEP=step_size,
-            HAS_INIT=du_init is not None,
-            PRECISION=dot_precision(u) if _TF32_TRANSPOSES else 'ieee',
-            ROWS=rows,
-            COLS=cols,
-            BLOCK_P=block_p,
-            BLOCK_D=block_d,
-            num_warps=4,
-            num_stages=2,
-        )
+    precision = dot_precision(u) if _TF32_TRANSPOSES else 'ieee'
+    launch(
+        _backward_kernel,
+        (programs * slots, 1, 1),
+        (dproj, u, weight, init, du, sums),
+        (
+            height, width, windows, slots, channels, outputs,
+            stride, dy_stride, init_stride,
+        ),
+        (
+            step_size, du_init is not None, precision,
+            rows, cols, block_p, block_d,
+        ),
+        warps=4,
+        stages=2,
+    )  # fmt: skip
     return du, _sum_of_sets(sums, step_size).to(weight.dtype)

@@ -3,6 +3,9 @@
 Shape letters: B batch, H W map, C channels.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,14 @@ from torch import Tensor
 from .choice import autocast_dtype, choose_fused
 from .norm import layer_norm
 from .shortcut import watched
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import merge_norm_triton
+
+    return merge_norm_triton
 
 
 def _neighbours(x: Tensor) -> Tensor:
@@ -68,6 +79,4 @@ def merge_layer_norm(
     kernels = choose_fused(x, backend) == 'triton'
     if not kernels or torch.is_grad_enabled() or watched():
         return layer_norm(_neighbours(x), weight, bias, eps, backend)
-    from .merge_norm_triton import merge_forward
-
-    return merge_forward(x, weight, bias, eps, autocast_dtype(x))
+    return _kernels().merge_forward(x, weight, bias, eps, autocast_dtype(x))

@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .norm_triton import normalise, store_rows
-from .tiles import on_device_of, row_tile, split_rows
+from .tiles import row_tile, split_rows
 
 
 @triton.jit
@@ -63,20 +64,12 @@ def merge_forward(
     cells = batch * shape[1] * shape[2]
     tile = row_tile(shape[3])
     programs, steps = split_rows(cells, tile.rows, at_least=8)
-    with on_device_of(x):
-        _merge_kernel[(programs,)](
-            out,
-            x.contiguous(),
-            weight.contiguous(),
-            bias.contiguous(),
-            cells,
-            height,
-            width,
-            steps,
-            eps,
-            channels,
-            tile.rows,
-            tile.columns,
-            num_warps=tile.warps,
-        )
+    launch(
+        _merge_kernel,
+        (programs, 1, 1),
+        (out, x.contiguous(), weight.contiguous(), bias.contiguous()),
+        (cells, height, width, steps, float(eps)),
+        (channels, tile.rows, tile.columns),
+        tile.warps,
+    )
     return out

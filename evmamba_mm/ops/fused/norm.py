@@ -3,6 +3,9 @@
 Shape letters: C channels.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,14 @@ from torch import Tensor
 from .choice import autocast_dtype, choose_fused
 from .shortcut import short_call, short_differentiable
 from .tiles import empty_gradient
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import norm_triton
+
+    return norm_triton
 
 
 def norm_forward(
@@ -21,9 +32,7 @@ def norm_forward(
     dtype: torch.dtype,
 ) -> Tensor:
     """Launch the kernel, unseen by autograd; see :func:`layer_norm_gate`."""
-    from .norm_triton import forward
-
-    return forward(x, gate, weight, bias, eps, dtype)
+    return _kernels().forward(x, gate, weight, bias, eps, dtype)
 
 
 _layer_norm = torch.library.custom_op(
@@ -45,9 +54,7 @@ def norm_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of the gate, and of weight and bias in one tensor."""
-    from .norm_triton import backward
-
-    return backward(dout, x, gate, weight, bias, eps)
+    return _kernels().backward(dout, x, gate, weight, bias, eps)
 
 
 _layer_norm_backward = torch.library.custom_op(
@@ -106,6 +113,8 @@ def norm_twin(
 
 def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Refuse parameters that do not fit the channels of ``x``."""
+    if weight.shape == bias.shape == x.shape[-1:]:
+        return
     for name, parameter in (('weight', weight), ('bias', bias)):
         if parameter.shape != x.shape[-1:]:
             raise ValueError(

@@ -11,13 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import (
-    as_rows,
-    empty_gradient,
-    on_device_of,
-    row_tile,
-    split_rows,
-)
+from .launch import launch
+from .pixels import pixel_rows
+from .tiles import as_rows, dense_like, empty_gradient, row_tile, split_rows
 
 _MOST_PARTIAL_SUMS = 1056
 
@@ -135,6 +131,14 @@ def _backward_kernel(
     tl.store(places + C, tl.sum(dbias, axis=0), mask=inside)
 
 
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """Evenly spaced rows with dense channels, and the distance of two."""
+    if x.dim() == 4:
+        return pixel_rows(x)
+    x = as_rows(x, (-1, x.shape[-1]))
+    return x, x.stride(0)
+
+
 def forward(
     x: Tensor,
     gate: Tensor | None,
@@ -145,32 +149,23 @@ def forward(
 ) -> Tensor:
     """Launch the forward; see :func:`.norm.layer_norm_gate`."""
     channels = x.shape[-1]
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    x = as_rows(x, (-1, channels))
-    gated = gate is not None
-    gate = as_rows(gate, (-1, channels)) if gated else x
-    tile = row_tile(channels)
-    programs, steps = split_rows(x.shape[0], tile.rows, at_least=8)
-    if programs == 0:
+    tokens = x.numel() // channels
+    out = dense_like(x, dtype)
+    if tokens == 0:
         return out
-    with on_device_of(x):
-        _forward_kernel[(programs,)](
-            out,
-            x,
-            gate,
-            weight.contiguous(),
-            bias.contiguous(),
-            x.shape[0],
-            x.stride(0),
-            gate.stride(0),
-            steps,
-            eps,
-            channels,
-            tile.rows,
-            tile.columns,
-            gated,
-            num_warps=tile.warps,
-        )
+    x, x_stride = _rows(x)
+    gated = gate is not None
+    gate, gate_stride = _rows(gate) if gated else (x, x_stride)
+    tile = row_tile(channels)
+    programs, steps = split_rows(tokens, tile.rows, at_least=8)
+    launch(
+        _forward_kernel,
+        (programs, 1, 1),
+        (out, x, gate, weight.contiguous(), bias.contiguous()),
+        (tokens, x_stride, gate_stride, steps, float(eps)),
+        (channels, tile.rows, tile.columns, gated),
+        tile.warps,
+    )
     return out
 
 
@@ -205,26 +200,14 @@ def backward(
         (programs, 2, channels), dtype=torch.float32, device=x.device
     )
     if programs > 0:
-        with on_device_of(x):
-            _backward_kernel[(programs,)](
-                dx,
-                dgate,
-                sums,
-                dout,
-                x,
-                gate,
-                weight.contiguous(),
-                bias.contiguous(),
-                x.shape[0],
-                dout.stride(0),
-                x.stride(0),
-                gate.stride(0),
-                steps,
-                eps,
-                channels,
-                tile.rows,
-                tile.columns,
-                gated,
-                num_warps=tile.warps,
-            )
+        strides = dout.stride(0), x.stride(0), gate.stride(0)
+        weight, bias = weight.contiguous(), bias.contiguous()
+        launch(
+            _backward_kernel,
+            (programs, 1, 1),
+            (dx, dgate, sums, dout, x, gate, weight, bias),
+            (x.shape[0], *strides, steps, float(eps)),
+            (channels, tile.rows, tile.columns, gated),
+            tile.warps,
+        )
     return dx, dgate, sums.sum(0)

@@ -4,6 +4,9 @@ Shape letters: B batch, I channels of the image, H W image, P side of a patch,
 C channels.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +18,14 @@ from .shortcut import watched
 
 # A wider result would not fit into the registers of a program.
 MAX_KERNEL_CHANNELS = 256
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import patch_norm_triton
+
+    return patch_norm_triton
 
 
 def _patches(image: Tensor, side: int) -> Tensor:
@@ -43,9 +54,7 @@ def _forward(
     eps: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    from .patch_norm_triton import patch_forward
-
-    return patch_forward(
+    return _kernels().patch_forward(
         image, weight, bias, norm_weight, norm_bias, eps, dtype
     )
 

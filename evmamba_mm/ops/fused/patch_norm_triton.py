@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .group_linear_triton import dot_precision, is_misread
+from .launch import launch
 from .norm_triton import normalise, store_rows
-from .tiles import on_device_of
 
 _MOST_NUMBERS = 64
 
@@ -96,27 +96,18 @@ def patch_forward(
     numbers = weight[0].numel()
     columns = max(16, triton.next_power_of_2(channels))
     rows = 64 if dtype != torch.float32 else 32
-    with on_device_of(image):
-        _patch_kernel[(triton.cdiv(tokens, rows),)](
-            out,
-            image,
-            weight.contiguous(),
-            bias.contiguous(),
-            norm_weight.contiguous(),
-            norm_bias.contiguous(),
-            tokens,
-            along,
-            across,
-            *image.stride(),
-            eps,
-            numbers,
-            side,
-            channels,
-            dot_precision(out),
-            rows,
-            min(triton.next_power_of_2(max(numbers, 16)), _MOST_NUMBERS),
-            columns,
-            # What a program sums up has to fit into its registers.
-            num_warps=8 if columns > 64 else 4,
-        )
+    parameters = (weight, bias, norm_weight, norm_bias)
+    at_once = min(triton.next_power_of_2(max(numbers, 16)), _MOST_NUMBERS)
+    launch(
+        _patch_kernel,
+        (triton.cdiv(tokens, rows), 1, 1),
+        (out, image, *(x.contiguous() for x in parameters)),
+        (tokens, along, across, *image.stride(), float(eps)),
+        (
+            numbers, side, channels, dot_precision(out),
+            rows, at_once, columns,
+        ),
+        # What a program sums up has to fit into its registers.
+        warps=8 if columns > 64 else 4,
+    )  # fmt: skip
     return out

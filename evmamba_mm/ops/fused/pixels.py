@@ -17,7 +17,7 @@ def pixel_rows(x: Tensor) -> tuple[Tensor, int]:
     """
     if not x.is_contiguous():
         image, row, pixel, channel = x.stride()
-        height, width = x.shape[1:3]
+        _, height, width, _ = x.shape
         if channel == 1 and row == width * pixel and image == height * row:
             return x, pixel
         x = x.contiguous()

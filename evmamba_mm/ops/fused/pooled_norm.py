@@ -3,7 +3,9 @@
 Shape letters: N maps, B batch, H W map, C channels.
 """
 
+import functools
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -14,6 +16,14 @@ from .shortcut import short_call, short_differentiable
 from .tiles import empty_gradient
 
 
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import pooled_norm_triton
+
+    return pooled_norm_triton
+
+
 def _forward(
     first: Tensor,
     second: Tensor | None,
@@ -22,9 +32,7 @@ def _forward(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """The result, and the mean before the affine part for the backward."""
-    from .pooled_norm_triton import forward
-
-    return forward(first, second, weight, bias, eps)
+    return _kernels().forward(first, second, weight, bias, eps)
 
 
 _pooled_norm = torch.library.custom_op(
@@ -48,9 +56,7 @@ def _backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the maps, of weight and of bias."""
-    from .pooled_norm_triton import backward
-
-    return backward(dout, first, second, mean, weight, eps)
+    return _kernels().backward(dout, first, second, mean, weight, eps)
 
 
 _pooled_norm_backward = torch.library.custom_op(

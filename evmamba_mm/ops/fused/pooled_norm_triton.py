@@ -14,14 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .norm_triton import load_rows, normalise, store_rows
-from .tiles import (
-    as_rows,
-    empty_gradient,
-    on_device_of,
-    row_tile,
-    split_rows,
-)
+from .tiles import as_rows, empty_gradient, row_tile, split_rows
 
 _MOST_PARTIAL_SUMS = 1056
 # Few channels a program: what ends the sums has little else to share out.
@@ -160,20 +155,14 @@ def _sum(sums: Tensor, x: Tensor, eps: float, steps: int) -> None:
     programs = sums.shape[1]
     x = as_rows(x, (batch, height * width, channels))
     tile = row_tile(channels)
-    with on_device_of(x):
-        _sum_kernel[(batch * programs,)](
-            sums,
-            x,
-            height * width,
-            programs,
-            *x.stride()[:2],
-            steps,
-            eps,
-            channels,
-            tile.rows,
-            tile.columns,
-            num_warps=tile.warps,
-        )
+    launch(
+        _sum_kernel,
+        (batch * programs, 1, 1),
+        (sums, x),
+        (height * width, programs, *x.stride()[:2], steps, float(eps)),
+        (channels, tile.rows, tile.columns),
+        tile.warps,
+    )
 
 
 def _end(
@@ -187,20 +176,14 @@ def _end(
     """Write means and what the affine part makes of them, (N B, C)."""
     entries, channels = out.shape
     tile = row_tile(min(channels, _END_COLUMNS))
-    with on_device_of(out):
-        _affine_kernel[(entries, -(-channels // tile.columns))](
-            out,
-            mean,
-            sums,
-            weight.contiguous(),
-            bias.contiguous(),
-            tokens,
-            sums.shape[2],
-            channels,
-            tile.rows,
-            tile.columns,
-            num_warps=tile.warps,
-        )
+    launch(
+        _affine_kernel,
+        (entries, -(-channels // tile.columns), 1),
+        (out, mean, sums, weight.contiguous(), bias.contiguous()),
+        (tokens, sums.shape[2]),
+        (channels, tile.rows, tile.columns),
+        tile.warps,
+    )
 
 
 def forward(
@@ -250,22 +233,14 @@ def _differentiate_map(
     programs, steps = split_rows(
         tokens, tile.rows, at_least=16, groups=batch, waves=4
     )
-    with on_device_of(x):
-        _backward_kernel[(batch * programs,)](
-            dx,
-            dout,
-            weight,
-            x,
-            tokens,
-            programs,
-            *x.stride()[:2],
-            steps,
-            eps,
-            channels,
-            tile.rows,
-            tile.columns,
-            num_warps=tile.warps,
-        )
+    launch(
+        _backward_kernel,
+        (batch * programs, 1, 1),
+        (dx, dout, weight, x),
+        (tokens, programs, *x.stride()[:2], steps, float(eps)),
+        (channels, tile.rows, tile.columns),
+        tile.warps,
+    )
     return dx
 
 
@@ -290,18 +265,14 @@ def backward(
         return *nothing, dweight.zero_(), dbias.zero_()
     dout, weight = dout.contiguous(), weight.contiguous()
     tile = row_tile(min(channels, _END_COLUMNS))
-    with on_device_of(first):
-        _parameters_kernel[(-(-channels // tile.columns),)](
-            dweight,
-            dbias,
-            dout,
-            mean,
-            dout.shape[0],
-            channels,
-            tile.rows,
-            tile.columns,
-            num_warps=tile.warps,
-        )
+    launch(
+        _parameters_kernel,
+        (-(-channels // tile.columns), 1, 1),
+        (dweight, dbias, dout, mean),
+        (dout.shape[0],),
+        (channels, tile.rows, tile.columns),
+        tile.warps,
+    )
     dfirst = _differentiate_map(first, dout[:batch], weight, eps)
     if second is None:
         return dfirst, empty_gradient(None, first), dweight, dbias

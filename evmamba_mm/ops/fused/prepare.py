@@ -4,12 +4,22 @@ Batch norms folded into the weights before them and casts to the autocast
 dtype take a launch a weight otherwise, and the CPU longer than the GPU.
 """
 
+import functools
 import struct
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import prepare_triton
+
+    return prepare_triton
 
 
 class BatchNormTensors(NamedTuple):
@@ -63,13 +73,14 @@ def _records(
     job: WeightJob, weight: Tensor, bias: Tensor | None
 ) -> list[list[int]]:
     """The kernel's records of a job, with what they write."""
-    from .prepare_triton import COPY, SCALE, SHIFT
-
+    kernels = _kernels()
     narrow = int(job.dtype != torch.float32)
     rows, size = job.weight.shape[0], job.weight.numel()
     norm = [x.data_ptr() for x in job.norm or ()] or [0] * 4
     source = 0 if job.bias is None else job.bias.data_ptr()
-    kinds = (COPY, COPY) if job.norm is None else (SCALE, SHIFT)
+    kinds = (kernels.COPY, kernels.COPY)
+    if job.norm is not None:
+        kinds = (kernels.SCALE, kernels.SHIFT)
     eps = _bits(job.eps)
     records = [
         [kinds[0], narrow, size, size // max(rows, 1), eps]
@@ -124,18 +135,15 @@ class PreparedWeights:
         self._upload(records, jobs[0].weight.device)
 
     def _upload(self, records: list[list[int]], device: torch.device) -> None:
-        from .prepare_triton import BLOCK
-
+        block = _kernels().BLOCK
         blocks = [
             (number, first)
             for number, record in enumerate(records)
-            for first in range(0, record[2], BLOCK)
+            for first in range(0, record[2], block)
         ]
         self._jobs = torch.tensor(records, device=device)
         self._blocks = torch.tensor(blocks, device=device)
 
     def refresh(self) -> None:
         """Fill the results from what the sources hold now."""
-        from .prepare_triton import prepare
-
-        prepare(self._jobs, self._blocks, self.dtype)
+        _kernels().prepare(self._jobs, self._blocks, self.dtype)

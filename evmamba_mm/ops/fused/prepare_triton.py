@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import on_device_of
+from .launch import launch
 
 COPY, SCALE, SHIFT = 0, 1, 2
 BLOCK = 1024
+_WARPS = 4
 # Numbers of a job: what it is, whether the result is narrow, elements, those
 # of a row, the bits of eps, and the addresses of the result and the sources.
 FIELDS = 11
@@ -76,7 +77,6 @@ def prepare(jobs: Tensor, blocks: Tensor, dtype: torch.dtype) -> None:
         blocks: Job and first element of each block, (blocks, 2), int64.
         dtype: Of the narrow results.
     """
-    with on_device_of(jobs):
-        _prepare_kernel[(blocks.shape[0],)](
-            jobs, blocks, _NARROW[dtype], FIELDS, BLOCK
-        )
+    grid = blocks.shape[0], 1, 1
+    constants = _NARROW[dtype], FIELDS, BLOCK
+    launch(_prepare_kernel, grid, (jobs, blocks), (), constants, _WARPS)

@@ -8,11 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .norm_triton import load_rows, store_rows
 from .tiles import (
     as_rows,
+    dense_like,
     empty_gradient,
-    on_device_of,
+    image_rows,
     row_tile,
     split_rows,
 )
@@ -163,34 +165,25 @@ def forward(
     """Launch the forward; see :func:`.scale_add.scale_add`."""
     batch, height, width, channels = a.shape
     dtype = torch.promote_types(residual.dtype, a.dtype)
-    out = torch.empty(a.shape, dtype=dtype, device=a.device)
+    out = dense_like(a, dtype)
     if out.numel() == 0:
         return out
     shape = (batch, height * width, channels)
-    residual, a = as_rows(residual, shape), as_rows(a, shape)
-    b = None if b is None else as_rows(b, shape)
+    residual, residual_strides = image_rows(residual, shape)
+    a, a_strides = image_rows(a, shape)
+    b, b_strides = (b, a_strides) if b is None else image_rows(b, shape)
     tile = row_tile(channels)
     programs, steps = split_rows(shape[1], tile.rows, 32, groups=batch)
-    with on_device_of(a):
-        _forward_kernel[(batch * programs,)](
-            out,
-            residual,
-            a,
-            _dense(gate_a),
-            b,
-            _dense(gate_b),
-            _dense(scale),
-            shape[1],
-            programs,
-            *residual.stride()[:2],
-            *a.stride()[:2],
-            *(a if b is None else b).stride()[:2],
-            steps,
-            channels,
-            tile.rows,
-            tile.columns,
-            num_warps=tile.warps,
-        )
+    factors = _dense(gate_a), b, _dense(gate_b), _dense(scale)
+    strides = *residual_strides, *a_strides, *b_strides
+    launch(
+        _forward_kernel,
+        (batch * programs, 1, 1),
+        (out, residual, a, *factors),
+        (shape[1], programs, *strides, steps),
+        (channels, tile.rows, tile.columns),
+        tile.warps,
+    )
     return out
 
 
@@ -230,26 +223,18 @@ def backward(
     if da.numel() > 0:
         dout, a = as_rows(dout, shape), as_rows(a, shape)
         b = None if b is None else as_rows(b, shape)
-        with on_device_of(a):
-            _backward_kernel[(batch * programs,)](
-                da,
-                db,
-                sums,
-                dout,
-                a,
-                _dense(gate_a),
-                b,
-                _dense(gate_b),
-                _dense(scale),
-                shape[1],
-                programs,
-                *dout.stride()[:2],
-                *a.stride()[:2],
-                *(a if b is None else b).stride()[:2],
-                steps,
-                channels,
-                tile.rows,
-                tile.columns,
-                num_warps=tile.warps,
-            )
+        factors = _dense(gate_a), b, _dense(gate_b), _dense(scale)
+        strides = (
+            *dout.stride()[:2],
+            *a.stride()[:2],
+            *(a if b is None else b).stride()[:2],
+        )
+        launch(
+            _backward_kernel,
+            (batch * programs, 1, 1),
+            (da, db, sums, dout, a, *factors),
+            (shape[1], programs, *strides, steps),
+            (channels, tile.rows, tile.columns),
+            tile.warps,
+        )
     return da, db, sums.sum(2)

@@ -15,7 +15,7 @@ def watched() -> bool:
     """Whether something has to see the custom op itself."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
     )
 

@@ -3,6 +3,9 @@
 Shape letters: B batch, H W map, C channels, E hidden channels.
 """
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,14 @@ from torch import Tensor
 from .choice import autocast_dtype, choose_fused
 from .shortcut import short_call, short_differentiable, watched
 from .tiles import as_rows, empty_gradient
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The kernels, which are the first to import Triton."""
+    from . import squeeze_excite_triton
+
+    return squeeze_excite_triton
 
 
 def _forward(
@@ -21,9 +32,7 @@ def _forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result; then mean, hidden channels and gates for the backward."""
-    from .squeeze_excite_triton import forward
-
-    return forward(
+    return _kernels().forward(
         x, reduce_weight, reduce_bias, expand_weight, expand_bias, dtype
     )
 
@@ -54,9 +63,7 @@ def _backward(
     expand_weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, and of each product's weight and bias."""
-    from .squeeze_excite_triton import backward
-
-    return backward(
+    return _kernels().backward(
         dout, x, pooled, hidden, logits, reduce_weight, expand_weight
     )
 
@@ -236,8 +243,6 @@ def squeeze_excite_gates(
     kernels = choose_fused(x, backend) == 'triton'
     if not kernels or torch.is_grad_enabled() or watched():
         return _gates_twin(x, *parameters)
-    from .squeeze_excite_triton import gates
-
     batch, height, width, channels = x.shape
     rows = as_rows(x, (batch, height * width, channels))
-    return gates(rows, *parameters)[-1]
+    return _kernels().gates(rows, *parameters)[-1]

@@ -12,15 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .norm_triton import load_rows, store_rows
-from .tiles import (
-    Tile,
-    as_rows,
-    empty_gradient,
-    on_device_of,
-    row_tile,
-    split_rows,
-)
+from .tiles import Tile, as_rows, empty_gradient, row_tile, split_rows
 
 # A block of channels is enough for whole memory sectors, and makes enough
 # programs of the small and wide maps that are the rule here.
@@ -140,22 +134,18 @@ def _channel_sums(
         (batch, programs, channels), dtype=torch.float32, device=x.device
     )
     if batch > 0:
-        with on_device_of(x):
-            _sum_kernel[(batch * programs * blocks,)](
-                sums,
-                x,
-                dout,
-                logits,
-                shape[1],
-                programs,
-                *x.stride()[:2],
-                *(x if dout is None else dout).stride()[:2],
-                steps,
-                channels,
-                tile.rows,
-                tile.columns,
-                num_warps=tile.warps,
-            )
+        strides = (
+            *x.stride()[:2],
+            *(x if dout is None else dout).stride()[:2],
+        )
+        launch(
+            _sum_kernel,
+            (batch * programs * blocks, 1, 1),
+            (sums, x, dout, logits),
+            (shape[1], programs, *strides, steps),
+            (channels, tile.rows, tile.columns),
+            tile.warps,
+        )
     return sums.view(batch, channels) if programs == 1 else sums.sum(1)
 
 
@@ -166,21 +156,14 @@ def _scale(
     batch, tokens, channels = x.shape
     tile, blocks, programs, steps = _cut(x.shape, at_least=64, waves=4)
     if batch > 0:
-        with on_device_of(x):
-            _scale_kernel[(batch * programs * blocks,)](
-                out,
-                x,
-                logits,
-                dpooled,
-                tokens,
-                programs,
-                *x.stride()[:2],
-                steps,
-                channels,
-                tile.rows,
-                tile.columns,
-                num_warps=tile.warps,
-            )
+        launch(
+            _scale_kernel,
+            (batch * programs * blocks, 1, 1),
+            (out, x, logits, dpooled),
+            (tokens, programs, *x.stride()[:2], steps),
+            (channels, tile.rows, tile.columns),
+            tile.warps,
+        )
 
 
 # Autocast leaves alone what is written to a given tensor: the two products

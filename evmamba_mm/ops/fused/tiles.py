@@ -87,9 +87,31 @@ def as_rows(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def on_device_of(x: Tensor) -> torch.cuda.device_of:
-    """Context in which kernels start on the device of ``x``."""
-    return torch.cuda.device_of(x)
+def image_rows(
+    x: Tensor, shape: tuple[int, int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """A map as images of evenly spaced rows with dense channels.
+
+    Args:
+        x: Map of any layout.
+        shape: Images, rows of an image and channels.
+
+    Returns:
+        The map, copied only if its layout is another, and the elements from
+        one image and from one row to the next.
+    """
+    # A view takes longer than all the rest.
+    if x.is_contiguous():
+        return x, (shape[1] * shape[2], shape[2])
+    x = as_rows(x, shape)
+    return x, x.stride()[:2]
+
+
+def dense_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Dense memory of the shape and on the device of ``x``."""
+    return torch.empty_like(
+        x, dtype=dtype, memory_format=torch.contiguous_format
+    )
 
 
 def empty_gradient(x: Tensor | None, other: Tensor) -> Tensor:

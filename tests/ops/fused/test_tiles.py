@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from evmamba_mm.ops.fused.tiles import as_rows, row_tile, split_rows
+from evmamba_mm.ops.fused.tiles import (
+    as_rows,
+    dense_like,
+    image_rows,
+    row_tile,
+    split_rows,
+)
 
 
 @pytest.mark.parametrize('channels', [1, 3, 48, 96, 1000, 1536, 3072, 9000])
@@ -40,3 +46,28 @@ def test_rows_are_dense_along_channels():
     rows = as_rows(x, (-1, 4))
     assert rows.stride() == (4, 1)
     assert torch.equal(rows, x.reshape(6, 4))
+
+
+LAYOUTS = {
+    'contiguous': lambda x: x,
+    'slice-of-channels': lambda x: x[..., 2:7],
+    'slice-of-columns': lambda x: x[:, :, 1:],
+    'channels-first': lambda x: x.permute(0, 3, 1, 2),
+    'one-pixel': lambda x: x[:, :1, :1],
+}
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_rows_of_images_are_found_by_their_strides(name):
+    x = LAYOUTS[name](torch.arange(240.0).reshape(2, 3, 4, 10))
+    shape = (x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
+    rows, strides = image_rows(x, shape)
+    assert torch.equal(rows.as_strided(shape, (*strides, 1)), x.reshape(shape))
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_memory_for_a_result_is_dense(name):
+    x = LAYOUTS[name](torch.zeros(2, 3, 4, 10))
+    out = dense_like(x, torch.float16)
+    assert out.shape == x.shape and out.dtype == torch.float16
+    assert out.is_contiguous()
