@@ -55,6 +55,7 @@ ROOMS = {
                     'merge_norm',
                     'norm',
                     'patch_norm',
+                    'pooled_gates',
                     'pooled_norm',
                     'prepare',
                     'scale_add',

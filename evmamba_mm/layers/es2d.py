@@ -44,7 +44,7 @@ class ES2D(ScanMixer):
         )
         self.step_size = step_size
 
-    def scan(self, u: Tensor) -> Tensor:
+    def scan(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
         """Scan a map (B, H, W, D) group by group."""
         return es2d_scan(
             u,
@@ -55,4 +55,5 @@ class ES2D(ScanMixer):
             self.Ds,
             step_size=self.step_size,
             backend=self.backend,
+            rows=rows,
         )

@@ -7,9 +7,10 @@ whichever way, is seen.
 """
 
 import contextlib
+import operator
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from ..ops import (
     BatchNormTensors,
     PreparedWeights,
+    RowLayout,
     WeightJob,
     autocast_dtype,
     can_prepare,
@@ -43,12 +45,39 @@ class InferenceWeight(NamedTuple):
     narrow: bool = True
 
 
+class InferenceRows(NamedTuple):
+    """A parameter whose rows an inference reads in another order.
+
+    Args:
+        layer: Whose parameter it is, read in the autocast dtype.
+        name: Of the parameter.
+        layout: Says where its rows go.
+    """
+
+    layer: nn.Module
+    name: str
+    layout: Callable[[], RowLayout]
+
+
+class _Made(NamedTuple):
+    """What was made, and of what."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    result: tuple[Tensor, Tensor | None]
+
+
 class _Ready(NamedTuple):
-    """What is made ready for one dtype, and where it was made from."""
+    """What is made ready for one dtype, and where it was made from.
+
+    It is found by the ids of layer and norm, or the id of the layer and the
+    name of the parameter.
+    """
 
     pointers: list[int]
     weights: PreparedWeights | None
-    found: dict[tuple, tuple[Tensor, Tensor | None]]
+    found: dict[tuple[int, int | str], _Made]
 
 
 class _State:
@@ -57,26 +86,31 @@ class _State:
     def __init__(self, backbone: nn.Module) -> None:
         # Kept, so that an id stays that of one layer.
         self.entries = list(_inference_weights(backbone))
-        self.places = [
-            place for entry in self.entries for place in _places(entry)
-        ]
+        places = {
+            (id(tensors), name): tensors
+            for entry in self.entries
+            for tensors, name in _places(entry)
+        }
+        self.tensors = list(places.values())
+        self.names = [name for _, name in places]
         self.seen: dict[torch.dtype, list[int]] = {}
         self.ready: dict[torch.dtype, _Ready] = {}
 
     def pointers(self) -> list[int] | None:
-        """Where all sources are; None if one has no memory or is gone."""
+        """Where all sources are, 0 without memory; None if one is gone."""
+        sources = map(operator.getitem, self.tensors, self.names)
         try:
-            found = [t[name].data_ptr() for t, name in self.places]
-        except (KeyError, AttributeError, RuntimeError):
+            return list(map(Tensor.data_ptr, sources))
+        except (KeyError, TypeError, RuntimeError):
             return None
-        # As of what is sharded or offloaded between calls.
-        return None if 0 in found else found
 
 
 _states: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def _inference_weights(backbone: nn.Module) -> Iterator[InferenceWeight]:
+def _inference_weights(
+    backbone: nn.Module,
+) -> Iterator[InferenceWeight | InferenceRows]:
     for module in backbone.modules():
         if hasattr(module, 'inference_weights'):
             yield from module.inference_weights()
@@ -91,35 +125,54 @@ def can_fold(norm: nn.Module | None) -> bool:
     )
 
 
-def _places(entry: InferenceWeight) -> Iterator[tuple[dict, str]]:
-    layers = (entry.layer, entry.norm) if can_fold(entry.norm) else entry[:1]
-    for layer in layers:
-        for tensors in (layer._parameters, layer._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    yield tensors, name
-
-
-def _key(layer: nn.Module, norm: nn.Module | None) -> tuple:
-    of_norm = (id(norm), norm.eps) if can_fold(norm) else (0, 0.0)
-    return id(layer.weight), id(layer.bias), *of_norm
-
-
-def _job(entry: InferenceWeight, dtype: torch.dtype) -> WeightJob | None:
-    layer, norm, narrow = entry
-    tensors, eps = None, 0.0
+def _places(
+    entry: InferenceWeight | InferenceRows,
+) -> Iterator[tuple[dict, str]]:
+    """Where the tensors are that an entry is made of."""
+    layer, norm, both = entry.layer, None, ('weight', 'bias')
+    if isinstance(entry, InferenceRows):
+        read = [(layer._parameters, (entry.name,))]
+    else:
+        norm, read = entry.norm, [(layer._parameters, both)]
     if can_fold(norm):
-        tensors = BatchNormTensors(
-            norm.weight, norm.bias, norm.running_mean, norm.running_var
-        )
-        eps = norm.eps
-    elif not narrow or dtype == torch.float32:
-        return None
-    result = dtype if narrow else torch.float32
-    job = WeightJob(layer.weight, layer.bias, tensors, eps, result)
+        statistics = ('running_mean', 'running_var')
+        read += [(norm._parameters, both), (norm._buffers, statistics)]
+    for tensors, names in read:
+        for name in names:
+            if tensors.get(name) is not None:
+                yield tensors, name
+
+
+def _job(
+    entry: InferenceWeight | InferenceRows, dtype: torch.dtype
+) -> WeightJob | None:
+    parameters = entry.layer._parameters
+    if isinstance(entry, InferenceRows):
+        weight = parameters.get(entry.name)
+        layout = entry.layout()
+        job = WeightJob(weight, None, None, 0.0, dtype, layout)
+    else:
+        norm, tensors, eps = entry.norm, None, 0.0
+        if can_fold(norm):
+            tensors = BatchNormTensors(
+                norm.weight, norm.bias, norm.running_mean, norm.running_var
+            )
+            eps = norm.eps
+        elif not entry.narrow or dtype == torch.float32:
+            return None
+        result = dtype if entry.narrow else torch.float32
+        weight, bias = parameters.get('weight'), parameters.get('bias')
+        job = WeightJob(weight, bias, tensors, eps, result)
     # What a subclass holds need not be what it shows.
     plain = all(type(x) in (Tensor, nn.Parameter) for x in job.sources)
     return job if plain and can_prepare(job) else None
+
+
+def _key(entry: InferenceWeight | InferenceRows) -> tuple[int, int | str]:
+    if isinstance(entry, InferenceRows):
+        return id(entry.layer), entry.name
+    norm = entry.norm if can_fold(entry.norm) else None
+    return id(entry.layer), id(norm)
 
 
 def _make_ready(
@@ -132,11 +185,16 @@ def _make_ready(
     for entry in state.entries:
         job = _job(entry, dtype)
         if job is not None and job.weight.device == device:
-            jobs[_key(entry.layer, entry.norm)] = job
+            jobs[_key(entry)] = job
     if not jobs:
         return _Ready(pointers, None, {})
     weights = PreparedWeights(list(jobs.values()))
-    found = dict(zip(jobs, weights.results, strict=True))
+    found = {
+        key: _Made(job.weight, job.bias, job.eps, result)
+        for (key, job), result in zip(
+            jobs.items(), weights.results, strict=True
+        )
+    }
     return _Ready(pointers, weights, found)
 
 
@@ -150,6 +208,9 @@ def _current(
     ready = state.ready.get(dtype)
     if ready is not None and ready.pointers == pointers:
         return ready
+    # No memory has what is sharded or offloaded between calls.
+    if pointers is not None and 0 in pointers:
+        pointers = None
     # Weights that are elsewhere at each call would be made ready in vain, and
     # a capture must not wait for a copy to the GPU.
     again = pointers is not None and state.seen.get(dtype) == pointers
@@ -214,10 +275,31 @@ def ready_weight(
 
     Args:
         layer: The layer.
-        norm: What follows it; a BatchNorm in evaluation is folded in.
+        norm: The BatchNorm in evaluation that is folded in, or None.
     """
     found = getattr(_thread, 'found', None)
-    return None if found is None else found.get(_key(layer, norm))
+    made = None if found is None else found.get((id(layer), id(norm)))
+    if made is None:
+        return None
+    own = layer._parameters
+    same = own.get('weight') is made.weight and own.get('bias') is made.bias
+    if not same or (norm is not None and norm.eps != made.eps):
+        return None
+    return made.result
+
+
+def ready_rows(layer: nn.Module, name: str) -> Tensor | None:
+    """A parameter with its rows in the order to read them, if it is ready.
+
+    Args:
+        layer: Whose parameter it is.
+        name: Of the parameter.
+    """
+    found = getattr(_thread, 'found', None)
+    made = None if found is None else found.get((id(layer), name))
+    if made is None or layer._parameters.get(name) is not made.weight:
+        return None
+    return made.result[0]
 
 
 def ready_or_own(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor | None]:

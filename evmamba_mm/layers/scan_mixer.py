@@ -10,13 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import (
+    RowLayout,
     check_backend,
     depthwise_conv3x3,
     norm_gate_linear,
+    scan_row_layout,
     split_linear,
 )
 from .linear import init_linear
-from .prepared import InferenceWeight, ready_or_own
+from .prepared import (
+    InferenceRows,
+    InferenceWeight,
+    ready_or_own,
+    ready_rows,
+)
 
 
 def initial_dt_bias(shape: tuple[int, ...]) -> Tensor:
@@ -97,13 +104,20 @@ class ScanMixer(nn.Module):
         self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log())
         self.Ds.fill_(1)
 
-    def scan(self, u: Tensor) -> Tensor:
-        """Scan a map (B, H, W, D)."""
+    def scan(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Scan a map (B, H, W, D), with the ready rows if there are any."""
         raise NotImplementedError
 
-    def inference_weights(self) -> list[InferenceWeight]:
+    def inference_weights(self) -> list[InferenceWeight | InferenceRows]:
         """Weights that an inference reads in another form."""
-        return [InferenceWeight(self.in_proj), InferenceWeight(self.out_proj)]
+        return [
+            InferenceWeight(self.in_proj),
+            InferenceRows(self, 'x_proj_weight', self._row_layout),
+            InferenceWeight(self.out_proj),
+        ]
+
+    def _row_layout(self) -> RowLayout:
+        return scan_row_layout(self.x_proj_weight.shape, self.A_logs.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
@@ -112,7 +126,7 @@ class ScanMixer(nn.Module):
         u, gate = split_linear(x, in_weight)
         conv, norm = self.conv2d, self.out_norm
         u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu')
-        y = self.scan(u)
+        y = self.scan(u, ready_rows(self, 'x_proj_weight'))
         return norm_gate_linear(
             y, gate, norm.weight, norm.bias, norm.eps, out_weight
         )

@@ -5,9 +5,8 @@ Shape letters: B batch, H W map, C channels.
 
 from torch import Tensor, nn
 
-from ..ops import pooled_layer_norms, squeeze_excite, squeeze_excite_gates
+from ..ops import pooled_gates, squeeze_excite, squeeze_excite_gates
 from .linear import init_linear
-from .prepared import InferenceWeight, apply_linear
 
 
 class SqueezeExcite(nn.Module):
@@ -28,23 +27,22 @@ class SqueezeExcite(nn.Module):
         hidden = max(1, int(channels * reduce_ratio))
         self.norm = nn.LayerNorm(channels)
         self.global_reduce = init_linear(channels, hidden)
-        self.act = nn.GELU()
         self.channel_select = init_linear(hidden, channels)
-
-    def inference_weights(self) -> list[InferenceWeight]:
-        """Weights that an inference reads in another form."""
-        return [
-            InferenceWeight(self.global_reduce),
-            InferenceWeight(self.channel_select),
-        ]
 
     def gates(self, *maps: Tensor) -> tuple[Tensor, ...]:
         """Gate of each map before its sigmoid, (B, C) each."""
-        norm = self.norm
-        pooled = pooled_layer_norms(maps, norm.weight, norm.bias, norm.eps)
-        pooled = pooled.to(self.global_reduce.weight.dtype)
-        hidden = self.act(apply_linear(self.global_reduce, pooled))
-        return apply_linear(self.channel_select, hidden).chunk(len(maps))
+        norm, reduce = self.norm, self.global_reduce
+        expand = self.channel_select
+        return pooled_gates(
+            maps,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            reduce.weight,
+            reduce.bias,
+            expand.weight,
+            expand.bias,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``."""

@@ -40,7 +40,7 @@ class SS2D(ScanMixer):
             backend=backend,
         )
 
-    def scan(self, u: Tensor) -> Tensor:
+    def scan(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
         """Scan a map (B, H, W, D) in four directions and sum."""
         return ss2d_scan(
             u,
@@ -50,4 +50,5 @@ class SS2D(ScanMixer):
             self.A_logs,
             self.Ds,
             backend=self.backend,
+            rows=rows,
         )

@@ -6,6 +6,7 @@ from .cross import cross_merge, cross_scan
 from .fused import (
     BatchNormTensors,
     PreparedWeights,
+    RowLayout,
     WeightJob,
     autocast_dtype,
     batch_norm_act,
@@ -19,6 +20,7 @@ from .fused import (
     merge_layer_norm,
     norm_gate_linear,
     patch_layer_norm,
+    pooled_gates,
     pooled_layer_norms,
     scale_add,
     split_linear,
@@ -27,12 +29,14 @@ from .fused import (
     watched,
 )
 from .scan2d import es2d_scan, ss2d_scan
+from .scan_cuda import scan_row_layout
 from .selective_scan import selective_scan
 
 __all__ = [
     'BACKENDS',
     'BatchNormTensors',
     'PreparedWeights',
+    'RowLayout',
     'WeightJob',
     'atrous_merge',
     'atrous_parameter_sets',
@@ -53,8 +57,10 @@ __all__ = [
     'merge_layer_norm',
     'norm_gate_linear',
     'patch_layer_norm',
+    'pooled_gates',
     'pooled_layer_norms',
     'scale_add',
+    'scan_row_layout',
     'split_linear',
     'squeeze_excite',
     'squeeze_excite_gates',

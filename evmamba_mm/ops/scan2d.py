@@ -13,10 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .atrous import atrous_merge, atrous_parameter_sets, atrous_scan
+from .atrous import (
+    atrous_merge,
+    atrous_parameter_sets,
+    atrous_scan,
+    check_step_size,
+)
 from .backend import choose_scan2d_backend
 from .cross import cross_merge, cross_scan
-from .scan_cuda import es2d_cuda, kernel_rows, scan2d_cuda
+from .scan_cuda import es2d_cuda, rows_to_read, scan2d_cuda
 from .scan_numba import es2d_scan_numba, numba_serves, ss2d_scan_numba
 from .selective_scan import selective_scan
 
@@ -36,15 +41,14 @@ def _check_parameters(
         )
     channels, states = x.shape[3], A_logs.shape[-1]
     rank = dt_projs_weight.shape[-1]
-    shapes = {
-        'x_proj_weight': (x_proj_weight, (sets, rank + 2 * states, channels)),
-        'dt_projs_weight': (dt_projs_weight, (sets, channels, rank)),
-        'dt_projs_bias': (dt_projs_bias, (sets, channels)),
-        'A_logs': (A_logs, (sets * channels, states)),
-        'Ds': (Ds, (sets * channels,)),
-    }
-    for name, (tensor, shape) in shapes.items():
-        if tuple(tensor.shape) != shape:
+    for name, tensor, shape in (
+        ('x_proj_weight', x_proj_weight, (sets, rank + 2 * states, channels)),
+        ('dt_projs_weight', dt_projs_weight, (sets, channels, rank)),
+        ('dt_projs_bias', dt_projs_bias, (sets, channels)),
+        ('A_logs', A_logs, (sets * channels, states)),
+        ('Ds', Ds, (sets * channels,)),
+    ):
+        if tensor.shape != shape:
             raise ValueError(
                 f'{name} must have shape {shape} for x of shape '
                 f'{tuple(x.shape)}, got {tuple(tensor.shape)}'
@@ -90,6 +94,20 @@ def _project_and_scan(
     return y.view_as(xs)
 
 
+def _of_groups(
+    parameters: Sequence[Tensor], step_size: int
+) -> tuple[Tensor, ...]:
+    """Parameters of each group, of those of four sets."""
+    *by_set, A_logs, Ds = parameters
+    sets = atrous_parameter_sets(step_size)
+    index = torch.tensor(sets, device=Ds.device)
+    return (
+        *(x[index] for x in by_set),
+        A_logs.unflatten(0, (4, -1))[index].flatten(0, 1),
+        Ds.unflatten(0, (4, -1))[index].flatten(),
+    )
+
+
 def es2d_scan(
     x: Tensor,
     x_proj_weight: Tensor,
@@ -99,6 +117,7 @@ def es2d_scan(
     Ds: Tensor,
     step_size: int = 2,
     backend: str = 'auto',
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Atrous selective scan of a map: every group once, forwards.
 
@@ -114,6 +133,9 @@ def es2d_scan(
         Ds: Weight of the input in the output, (K*D,).
         step_size: Distance between two cells of a group.
         backend: One of :data:`BACKENDS`; 'cuda' is the fused kernel.
+        rows: ``x_proj_weight`` with the rows moved by
+            :func:`scan_row_layout`, in the dtype of ``x``, if it is at hand:
+            'cuda' reads it instead where no gradient is asked for.
 
     Returns:
         Map of shape (B, H, W, D).
@@ -125,24 +147,17 @@ def es2d_scan(
     Source: EfficientVMamba (arXiv:2403.09977), section 4.1, with the groups
     of the released weights.
     """
-    sets = atrous_parameter_sets(step_size)
+    check_step_size(step_size)
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     _check_parameters(x, min(4, step_size**2), *parameters)
     backend = _choose(x, parameters, backend)
     if backend == 'cuda':
-        return es2d_cuda(x, *parameters, step_size)
+        return es2d_cuda(x, *parameters, step_size, rows)
     if backend == 'numba':
         return es2d_scan_numba(x, *parameters, step_size)
     xs = atrous_scan(x, step_size)
     if step_size > 2:
-        index = torch.tensor(sets, device=x.device)
-        parameters = (
-            x_proj_weight[index],
-            dt_projs_weight[index],
-            dt_projs_bias[index],
-            A_logs.unflatten(0, (4, -1))[index].flatten(0, 1),
-            Ds.unflatten(0, (4, -1))[index].flatten(),
-        )
+        parameters = _of_groups(parameters, step_size)
     y = _project_and_scan(xs, *parameters, backend)
     return atrous_merge(y, x.shape[1], x.shape[2], step_size)
 
@@ -155,6 +170,7 @@ def ss2d_scan(
     A_logs: Tensor,
     Ds: Tensor,
     backend: str = 'auto',
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Selective scan of a whole map in VMamba's four directions, summed.
 
@@ -166,6 +182,7 @@ def ss2d_scan(
         A_logs: Logarithm of the negated decay rates, (4*D, N).
         Ds: Weight of the input in the output, (4*D,).
         backend: One of :data:`BACKENDS`; 'cuda' is the fused kernel.
+        rows: As of :func:`es2d_scan`.
 
     Returns:
         Map of shape (B, H, W, D).
@@ -180,7 +197,7 @@ def ss2d_scan(
     _check_parameters(x, 4, *parameters)
     backend = _choose(x, parameters, backend)
     if backend == 'cuda':
-        weight = kernel_rows(x_proj_weight, A_logs.shape[1])
+        weight = rows_to_read(rows, x, x_proj_weight, A_logs.shape[1])
         proj = F.linear(x, weight.flatten(0, 1))
         return scan2d_cuda(x, proj, *parameters[1:], 1, cross=True)
     if backend == 'numba':

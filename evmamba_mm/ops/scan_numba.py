@@ -36,9 +36,11 @@ def numba_serves(*tensors: Tensor | None) -> bool:
         Whether all lie on the CPU in fp32 and none asks for a gradient.
     """
     given = [x for x in tensors if x is not None]
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return not wanted and all(
-        x.device.type == 'cpu' and x.dtype == torch.float32 for x in given
+    for x in given:
+        if x.device.type != 'cpu' or x.dtype != torch.float32:
+            return False
+    return not (
+        torch.is_grad_enabled() and any(x.requires_grad for x in given)
     )
 
 

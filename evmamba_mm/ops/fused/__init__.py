@@ -10,10 +10,12 @@ from .group_linear import group_linear
 from .merge_norm import merge_layer_norm
 from .norm import layer_norm, layer_norm_gate
 from .patch_norm import patch_layer_norm
+from .pooled_gates import pooled_gates
 from .pooled_norm import pooled_layer_norm, pooled_layer_norms
 from .prepare import (
     BatchNormTensors,
     PreparedWeights,
+    RowLayout,
     WeightJob,
     can_prepare,
 )
@@ -26,6 +28,7 @@ __all__ = [
     'BatchNormTensors',
     'FUSED_BACKENDS',
     'PreparedWeights',
+    'RowLayout',
     'WeightJob',
     'autocast_dtype',
     'batch_norm_act',
@@ -40,6 +43,7 @@ __all__ = [
     'merge_layer_norm',
     'norm_gate_linear',
     'patch_layer_norm',
+    'pooled_gates',
     'pooled_layer_norm',
     'pooled_layer_norms',
     'scale_add',

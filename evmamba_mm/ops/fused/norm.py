@@ -113,12 +113,13 @@ def norm_twin(
 
 def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Refuse parameters that do not fit the channels of ``x``."""
-    if weight.shape == bias.shape == x.shape[-1:]:
+    shape = x.shape[-1:]
+    if weight.shape == bias.shape == shape:
         return
     for name, parameter in (('weight', weight), ('bias', bias)):
-        if parameter.shape != x.shape[-1:]:
+        if parameter.shape != shape:
             raise ValueError(
-                f'{name} must have shape {tuple(x.shape[-1:])} for x of shape '
+                f'{name} must have shape {tuple(shape)} for x of shape '
                 f'{tuple(x.shape)}, got {tuple(parameter.shape)}'
             )
 

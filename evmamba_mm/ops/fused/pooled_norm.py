@@ -102,7 +102,8 @@ def _differentiate(ctx, dout, _):
 _run = short_differentiable(_pooled_norm, _forward, _keep, _differentiate)
 
 
-def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> None:
+def check_maps(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> None:
+    """Refuse maps of no or several shapes, and parameters that do not fit."""
     if not maps:
         raise ValueError('maps must hold at least one map, got none')
     shape = maps[0].shape
@@ -145,7 +146,7 @@ def pooled_layer_norms(
             is unknown or cannot serve the maps.
         ImportError: If the chosen backend is not installed.
     """
-    _check(maps, weight, bias)
+    check_maps(maps, weight, bias)
     doubles = [x for x in maps if x.dtype == torch.float64]
     wide = (doubles or maps)[0]
     if choose_fused(wide, backend) == 'torch':

@@ -2,8 +2,8 @@
 
 Each map is read once and no normalised map is written: each program sums its
 rows, and one small kernel over all maps ends the sums and does the affine
-part, which commutes with the mean. The backward is one kernel a map, and one
-over all maps for the parameters.
+part, which commutes with the mean. The backward is one kernel for the maps
+and one for the parameters. Two maps of one layout share a launch.
 
 Shape letters: N maps, B batch, H W map, C channels, P programs of a batch
 entry.
@@ -24,9 +24,21 @@ _END_COLUMNS = 32
 
 
 @triton.jit
+def _entry_of(first_ptr, second_ptr, entry, batch):
+    """Map that a batch entry belongs to, and its place among that map's."""
+    if second_ptr is not None:
+        if entry >= batch:
+            first_ptr = second_ptr
+            entry -= batch
+    return first_ptr, entry
+
+
+@triton.jit
 def _sum_kernel(
     sums_ptr,
-    x_ptr,
+    first_ptr,
+    second_ptr,
+    batch,
     tokens,
     programs,
     batch_stride,
@@ -42,13 +54,13 @@ def _sum_kernel(
     program = tl.program_id(0)
     entry = (program // programs).to(tl.int64)
     first = (program % programs).to(tl.int64) * steps * ROWS
+    x_ptr, entry = _entry_of(first_ptr, second_ptr, entry, batch)
+    x_ptr += entry * batch_stride
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in range(steps):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
-        x = load_rows(
-            x_ptr + entry * batch_stride, rows, row_stride, columns, mask
-        )
+        x = load_rows(x_ptr, rows, row_stride, columns, mask)
         # A row outside is all zero, and stays so.
         normed, _ = normalise(x, inside, eps, C)
         total += normed
@@ -113,10 +125,13 @@ def _parameters_kernel(
 
 @triton.jit
 def _backward_kernel(
-    dx_ptr,
+    dfirst_ptr,
+    dsecond_ptr,
     dout_ptr,
     weight_ptr,
-    x_ptr,
+    first_ptr,
+    second_ptr,
+    batch,
     tokens,
     programs,
     batch_stride,
@@ -137,32 +152,80 @@ def _backward_kernel(
     weight = tl.load(weight_ptr + columns, inside, other=0.0).to(tl.float32)
     dnormed = dout * weight / tokens
     centred = tl.where(inside, dnormed - tl.sum(dnormed, axis=0) / C, 0.0)
+    dx_ptr, _ = _entry_of(dfirst_ptr, dsecond_ptr, entry, batch)
+    x_ptr, entry = _entry_of(first_ptr, second_ptr, entry, batch)
+    x_ptr += entry * batch_stride
+    dx_ptr += entry * tokens * C
     for step in range(steps):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
-        x = load_rows(
-            x_ptr + entry * batch_stride, rows, row_stride, columns, mask
-        )
+        x = load_rows(x_ptr, rows, row_stride, columns, mask)
         normed, rstd = normalise(x, inside, eps, C)
         along = tl.sum(centred[None, :] * normed, axis=1) / C
         dx = (centred[None, :] - normed * along[:, None]) * rstd[:, None]
-        store_rows(dx_ptr + entry * tokens * C, rows, C, columns, mask, dx)
+        store_rows(dx_ptr, rows, C, columns, mask, dx)
 
 
-def _sum(sums: Tensor, x: Tensor, eps: float, steps: int) -> None:
-    """Write sums of the normalised tokens of a map, (B, P, C)."""
-    batch, height, width, channels = x.shape
-    programs = sums.shape[1]
-    x = as_rows(x, (batch, height * width, channels))
+def _one_layout(first: Tensor, second: Tensor | None) -> bool:
+    """Whether one launch can read all maps."""
+    return second is None or (
+        first.dtype == second.dtype and first.stride() == second.stride()
+    )
+
+
+def _sum(
+    sums: Tensor, first: Tensor, second: Tensor | None, eps: float, steps: int
+) -> None:
+    """Write sums of the normalised tokens of maps (B, H W, C)."""
+    batch, tokens, channels = first.shape
+    maps, programs = 1 if second is None else 2, sums.shape[-2]
     tile = row_tile(channels)
     launch(
         _sum_kernel,
-        (batch * programs, 1, 1),
-        (sums, x),
-        (height * width, programs, *x.stride()[:2], steps, float(eps)),
+        (maps * batch * programs, 1, 1),
+        (sums, first, second),
+        (batch, tokens, programs, *first.stride()[:2], steps, float(eps)),
         (channels, tile.rows, tile.columns),
         tile.warps,
     )
+
+
+def sum_maps(first: Tensor, second: Tensor | None, eps: float) -> Tensor:
+    """Partial sums of the normalised tokens of one or two maps.
+
+    Args:
+        first: Map (B, H, W, C), B of at least 1.
+        second: Another one of this shape, or None.
+        eps: Added to the variance.
+
+    Returns:
+        Tensor of shape (N, B, P, C) in fp32; what belongs together is the
+        sum over P.
+    """
+    batch, height, width, channels = first.shape
+    shape = (batch, height * width, channels)
+    programs, steps = split_rows(
+        shape[1],
+        row_tile(channels).rows,
+        at_least=16,
+        groups=batch,
+        waves=2,
+        programs=-(-_MOST_PARTIAL_SUMS // batch),
+    )
+    maps = 1 if second is None else 2
+    sums = torch.empty(
+        (maps, batch, programs, channels),
+        dtype=torch.float32,
+        device=first.device,
+    )
+    first = as_rows(first, shape)
+    second = None if second is None else as_rows(second, shape)
+    if _one_layout(first, second):
+        _sum(sums, first, second, eps, steps)
+    else:
+        _sum(sums[0], first, None, eps, steps)
+        _sum(sums[1], second, None, eps, steps)
+    return sums
 
 
 def _end(
@@ -199,49 +262,40 @@ def forward(
         The result, and the mean of the normalised tokens, (N B, C) in fp32.
     """
     batch, height, width, channels = first.shape
-    maps = [first] if second is None else [first, second]
+    maps = 1 if second is None else 2
     out = torch.empty(
-        (len(maps) * batch, channels), dtype=torch.float32, device=first.device
+        (maps * batch, channels), dtype=torch.float32, device=first.device
     )
     mean = torch.empty_like(out)
     if batch == 0:
         return out, mean
-    programs, steps = split_rows(
-        height * width,
-        row_tile(channels).rows,
-        at_least=16,
-        groups=batch,
-        waves=2,
-        programs=-(-_MOST_PARTIAL_SUMS // batch),
-    )
-    sums = out.new_empty((len(maps), batch, programs, channels))
-    for x, part in zip(maps, sums, strict=True):
-        _sum(part, x, eps, steps)
+    sums = sum_maps(first, second, eps)
     _end(out, mean, sums, weight, bias, height * width)
     return out, mean
 
 
-def _differentiate_map(
-    x: Tensor, dout: Tensor, weight: Tensor, eps: float
-) -> Tensor:
-    """Gradient of a map, in its dtype."""
-    batch, height, width, channels = x.shape
-    tokens = height * width
-    dx = empty_gradient(x, x)
-    x = as_rows(x, (batch, tokens, channels))
+def _differentiate(
+    dmaps: tuple[Tensor, Tensor | None],
+    dout: Tensor,
+    maps: tuple[Tensor, Tensor | None],
+    weight: Tensor,
+    eps: float,
+) -> None:
+    """Write the gradients of maps (B, H W, C)."""
+    first, second = maps
+    batch, tokens, channels = first.shape
     tile = row_tile(channels)
     programs, steps = split_rows(
         tokens, tile.rows, at_least=16, groups=batch, waves=4
     )
     launch(
         _backward_kernel,
-        (batch * programs, 1, 1),
-        (dx, dout, weight, x),
-        (tokens, programs, *x.stride()[:2], steps, float(eps)),
+        (dout.shape[0] * programs, 1, 1),
+        (*dmaps, dout, weight, *maps),
+        (batch, tokens, programs, *first.stride()[:2], steps, float(eps)),
         (channels, tile.rows, tile.columns),
         tile.warps,
     )
-    return dx
 
 
 def backward(
@@ -258,11 +312,12 @@ def backward(
         Gradients of the maps (an empty tensor without a second one), and of
         weight and bias in fp32.
     """
-    batch, channels = first.shape[0], first.shape[3]
+    batch, height, width, channels = first.shape
     dweight, dbias = mean.new_empty(channels), mean.new_empty(channels)
+    dfirst = empty_gradient(first, first)
+    dsecond = empty_gradient(second, first)
     if batch == 0:
-        nothing = empty_gradient(first, first), empty_gradient(second, first)
-        return *nothing, dweight.zero_(), dbias.zero_()
+        return dfirst, dsecond, dweight.zero_(), dbias.zero_()
     dout, weight = dout.contiguous(), weight.contiguous()
     tile = row_tile(min(channels, _END_COLUMNS))
     launch(
@@ -273,8 +328,17 @@ def backward(
         (channels, tile.rows, tile.columns),
         tile.warps,
     )
-    dfirst = _differentiate_map(first, dout[:batch], weight, eps)
+    shape = (batch, height * width, channels)
+    first = as_rows(first, shape)
     if second is None:
-        return dfirst, empty_gradient(None, first), dweight, dbias
-    dsecond = _differentiate_map(second, dout[batch:], weight, eps)
+        _differentiate((dfirst, None), dout, (first, None), weight, eps)
+        return dfirst, dsecond, dweight, dbias
+    second = as_rows(second, shape)
+    if _one_layout(first, second):
+        maps = (first, second)
+        _differentiate((dfirst, dsecond), dout, maps, weight, eps)
+    else:
+        halves = dout.split(batch)
+        _differentiate((dfirst, None), halves[0], (first, None), weight, eps)
+        _differentiate((dsecond, None), halves[1], (second, None), weight, eps)
     return dfirst, dsecond, dweight, dbias

@@ -31,6 +31,21 @@ class BatchNormTensors(NamedTuple):
     running_var: Tensor
 
 
+class RowLayout(NamedTuple):
+    """Where a result has the rows of its weight.
+
+    A row is the last dimension; rows of all other dimensions are counted on.
+
+    Args:
+        shape: Of the result; rows that nothing is copied to are zero.
+        blocks: First row in the weight, first row in the result and count of
+            those that are copied.
+    """
+
+    shape: tuple[int, ...]
+    blocks: tuple[tuple[int, int, int], ...]
+
+
 class WeightJob(NamedTuple):
     """One weight to make, and its bias.
 
@@ -40,6 +55,8 @@ class WeightJob(NamedTuple):
         norm: The batch norm to fold in, or None for a cast.
         eps: What the norm adds to the variance.
         dtype: Of the results.
+        layout: Where the rows go, of a weight without bias and norm; None to
+            leave them in place.
     """
 
     weight: Tensor
@@ -47,6 +64,7 @@ class WeightJob(NamedTuple):
     norm: BatchNormTensors | None
     eps: float
     dtype: torch.dtype
+    layout: RowLayout | None = None
 
     @property
     def sources(self) -> list[Tensor]:
@@ -69,10 +87,36 @@ def _bits(number: float) -> int:
     return struct.unpack('<i', struct.pack('<f', number))[0]
 
 
+def _results(job: WeightJob) -> tuple[Tensor, Tensor | None]:
+    """Memory for the weight and the bias of a job."""
+    if job.layout is not None:
+        # Here and not by the kernel: padding stays what it is.
+        return job.weight.new_zeros(job.layout.shape, dtype=job.dtype), None
+    weight = torch.empty_like(job.weight, dtype=job.dtype).detach()
+    if job.norm is None and job.bias is None:
+        return weight, None
+    return weight, weight.new_empty(job.weight.shape[0])
+
+
+def _moved_rows(job: WeightJob, result: Tensor) -> list[list[int]]:
+    """The kernel's records of a job with a layout: one a block of rows."""
+    source, row = job.weight, job.weight.shape[-1]
+    narrow = int(job.dtype != torch.float32)
+    return [
+        [_kernels().COPY, narrow, count * row, row, 0]
+        + [result.data_ptr() + target * row * result.element_size()]
+        + [source.data_ptr() + first * row * source.element_size()]
+        + [0] * 4
+        for first, target, count in job.layout.blocks
+    ]
+
+
 def _records(
     job: WeightJob, weight: Tensor, bias: Tensor | None
 ) -> list[list[int]]:
     """The kernel's records of a job, with what they write."""
+    if job.layout is not None:
+        return _moved_rows(job, weight)
     kernels = _kernels()
     narrow = int(job.dtype != torch.float32)
     rows, size = job.weight.shape[0], job.weight.numel()
@@ -104,8 +148,9 @@ class PreparedWeights:
             their dtypes fp32 or one other.
 
     Raises:
-        ValueError: If there is no job, one cannot be prepared, or the
-            devices or dtypes are more than that.
+        ValueError: If there is no job, one cannot be prepared or has a
+            layout and what it is not for, or the devices or dtypes are more
+            than that.
     """
 
     def __init__(self, jobs: Sequence[WeightJob]) -> None:
@@ -114,6 +159,12 @@ class PreparedWeights:
                 'jobs must be one or more whose tensors are dense and in '
                 f'fp32, got {len(jobs)} jobs'
             )
+        for job in jobs:
+            if job.layout is not None and len(job.sources) > 1:
+                raise ValueError(
+                    'a job with a layout must have neither bias nor norm, '
+                    f'got one with a weight of {tuple(job.weight.shape)}'
+                )
         dtypes = {job.dtype for job in jobs} - {torch.float32}
         devices = {job.weight.device for job in jobs}
         if len(dtypes) > 1 or len(devices) > 1:
@@ -126,11 +177,8 @@ class PreparedWeights:
         self.dtype = dtypes.pop() if dtypes else torch.float32
         records = []
         for job in jobs:
-            weight = torch.empty_like(job.weight, dtype=job.dtype)
-            bias = None
-            if job.norm is not None or job.bias is not None:
-                bias = weight.new_empty(job.weight.shape[0])
-            self.results.append((weight.detach(), bias))
+            weight, bias = _results(job)
+            self.results.append((weight, bias))
             records += _records(job, weight, bias)
         self._upload(records, jobs[0].weight.device)
 

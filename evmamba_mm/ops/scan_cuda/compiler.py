@@ -5,6 +5,7 @@ NVRTC and the driver are reached through NVIDIA's own Python package
 the user's machine. What was compiled once is kept on disk.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -27,6 +28,7 @@ _LARGE_SHARED_MEMORY = 48 * 1024
 
 _logger = logging.getLogger('evmamba_mm')
 _thread = threading.local()
+_nothing = contextlib.nullcontext()
 
 
 @functools.cache
@@ -37,6 +39,7 @@ def compiler_installed() -> bool:
     )
 
 
+@functools.cache
 def _bindings() -> tuple[ModuleType, ModuleType]:
     try:
         from cuda.bindings import driver, nvrtc
@@ -214,6 +217,26 @@ def _bind_context(driver: ModuleType) -> None:
     _thread.bound = True
 
 
+def on_device(
+    device: torch.device,
+) -> contextlib.AbstractContextManager:
+    """Context in which a GPU is the current one."""
+    # A switch to what is current anyway takes the CPU far longer.
+    if device.index == torch.cuda.current_device():
+        return _nothing
+    return torch.cuda.device(device)
+
+
+def _current_stream() -> int:
+    """Handle of torch's current stream of the current device."""
+    device = torch.cuda.current_device()
+    # What torch's own compiler calls; the public way builds an object.
+    handle = getattr(torch._C, '_cuda_getCurrentRawStream', None)
+    if handle is None:
+        return torch.cuda.current_stream(device).cuda_stream
+    return handle(device)
+
+
 def launch(
     kernel: object,
     blocks: int,
@@ -225,16 +248,15 @@ def launch(
     driver = _bindings()[0]
     _bind_context(driver)
     pointers = (ctypes.c_void_p * len(arguments))(
-        *(ctypes.addressof(argument) for argument in arguments)
+        *map(ctypes.addressof, arguments)
     )
-    stream = torch.cuda.current_stream().cuda_stream
     _checked(
         driver.cuLaunchKernel(
             kernel,
             *(blocks, 1, 1),
             *(threads, 1, 1),
             shared_bytes,
-            stream,
+            _current_stream(),
             ctypes.addressof(pointers),
             0,
         )

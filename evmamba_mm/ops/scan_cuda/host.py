@@ -5,7 +5,8 @@ K parameter sets, N states, R dt rank.
 """
 
 import ctypes
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,9 +25,9 @@ from .variant import (
 _JOIN_THREADS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
-    """What every kernel of one scan has in common."""
+    """What every kernel of one scan has in common, for all scans alike."""
 
     variant: Variant
     plan: Plan
@@ -36,8 +37,9 @@ class Call:
     step: int
     cross: bool
     device: int
+    kernels: dict[str, object] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def groups(self) -> int:
         """Sequences of a map."""
         return 4 if self.cross else self.step**2
@@ -52,14 +54,14 @@ class Call:
         """Projected numbers of a step."""
         return proj_columns(self.variant.states, self.variant.rank)
 
-    @property
+    @functools.cached_property
     def geometry(self) -> ctypes.Array:
         """The kernels' ``Geometry``."""
         values = (self.height, self.width, self.step, self.cross, self.groups)
         plan = (self.plan.chunks, self.plan.tiles_per_chunk)
         return (ctypes.c_int32 * 8)(*values, *plan, self.variant.splits)
 
-    @property
+    @functools.cached_property
     def proj_strides(self) -> tuple[int, int]:
         """Between the rows of two cells and of two parameter sets."""
         sets = 4 if self.cross else 1
@@ -69,42 +71,77 @@ class Call:
         """Between two directions' maps, where each has its own."""
         return tensor[0].numel() if tensor.dim() == 5 else 0
 
+    @functools.cached_property
+    def blocks(self) -> int:
+        """Blocks of a launch."""
+        sequences = self.batch * self.groups
+        return sequences * self.plan.chunks * self.variant.splits
+
+    def kernel(self, source: str, function: str, shared: int) -> object:
+        """A kernel of a source file, compiled for this call."""
+        # The names of the functions differ throughout the files.
+        kernel = self.kernels.get(function)
+        if kernel is None:
+            constants = self.variant.constants(source == 'backward.cu')
+            kernel = self.kernels[function] = load_kernel(
+                source, function, constants, shared, self.device
+            )
+        return kernel
+
     def run(
         self, source: str, function: str, shared: int, *numbers: int
     ) -> None:
         """Launch one of the kernels whose arguments are all 64 bits wide."""
-        constants = self.variant.constants(source == 'backward.cu')
-        kernel = load_kernel(source, function, constants, shared, self.device)
-        plan, variant = self.plan, self.variant
-        blocks = self.batch * self.groups * plan.chunks * variant.splits
         arguments = (ctypes.c_int64 * len(numbers))(*numbers)
         launch(
-            kernel,
-            blocks,
-            variant.threads,
+            self.kernel(source, function, shared),
+            self.blocks,
+            self.variant.threads,
             shared,
             (self.geometry, arguments),
         )
 
 
+@functools.lru_cache(maxsize=1024)
 def _plan_call(
-    u: Tensor,
-    A_logs: Tensor,
+    size: torch.Size,
+    dtype: torch.dtype,
+    device: int,
+    states: int,
     rank: int,
     step: int,
     cross: bool,
-    backward: bool = False,
+    backward: bool,
 ) -> Call:
-    batch, height, width, channels = u.shape
-    states = A_logs.shape[1]
-    device = u.device.index
+    batch, height, width, channels = size
     variant = choose_variant(
-        u.dtype, channels, states, rank, backward, shared_memory(device)
+        dtype, channels, states, rank, backward, shared_memory(device)
     )
     groups = 4 if cross else step**2
     length = -(-height // step) * -(-width // step)
     plan = plan_chunks(variant, batch * groups, length, device)
     return Call(variant, plan, batch, height, width, step, cross, device)
+
+
+def _call(
+    u: Tensor,
+    dt_weight: Tensor,
+    A_logs: Tensor,
+    step: int,
+    cross: bool,
+    backward: bool = False,
+) -> Call:
+    states, rank = A_logs.shape[1], dt_weight.shape[2]
+    return _plan_call(
+        u.shape, u.dtype, u.device.index, states, rank, step, cross, backward
+    )
+
+
+def as_parameter(x: Tensor) -> Tensor:
+    """A parameter as the kernels read it: dense and in fp32."""
+    if x.dtype == torch.float32 and x.is_contiguous():
+        return x
+    return x.float().contiguous()
 
 
 def _pointer(tensor: Tensor | None) -> int:
@@ -142,9 +179,7 @@ def _chunk_starts(
         *call.proj_strides,
         call.map_offset(values),
     )
-    kernel = load_kernel(
-        'chunks.cu', 'chunk_join', variant.constants(False), 0, call.device
-    )
+    kernel = call.kernel('chunks.cu', 'chunk_join', 0)
     threads = sequences * variant.channels * variant.states
     launch(
         kernel,
@@ -171,14 +206,15 @@ def run_forward(
     step: int,
     cross: bool,
     save: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Merged map, and the states at the start of every tile if asked for."""
     u, proj = _aligned(u), _aligned(proj)
-    call = _plan_call(u, A_logs, dt_weight.shape[2], step, cross)
-    sequences = call.batch * call.groups
-    size = (sequences, call.plan.tiles, *A_logs.shape[1:])
-    channels = call.variant.channels
-    saved = A_logs.new_empty((*size[:2], channels, size[2]) if save else (0,))
+    call = _call(u, dt_weight, A_logs, step, cross)
+    saved = None
+    if save:
+        variant, sequences = call.variant, call.batch * call.groups
+        states = (variant.channels, variant.states)
+        saved = A_logs.new_empty((sequences, call.plan.tiles, *states))
     y = u.new_empty((4, *u.shape)) if cross else torch.empty_like(u)
     if u.numel() > 0:
         parameters = (dt_weight, dt_bias, A_logs)
@@ -188,7 +224,7 @@ def run_forward(
             'scan_forward',
             call.variant.forward_bytes,
             *(_pointer(x) for x in (u, proj, *parameters, Ds, y, start)),
-            _pointer(saved if save else None),
+            _pointer(saved),
             *call.proj_strides,
             call.map_offset(y),
         )
@@ -224,9 +260,7 @@ def run_backward(
     cross: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the six differentiable arguments of the forward."""
-    call = _plan_call(
-        u, A_logs, dt_weight.shape[2], step, cross, backward=True
-    )
+    call = _call(u, dt_weight, A_logs, step, cross, backward=True)
     variant, plan = call.variant, call.plan
     dy, u, proj = _aligned(dy), _aligned(u), _aligned(proj)
     du = u.new_empty((4, *u.shape)) if cross else torch.empty_like(u)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..fused.shortcut import short_call, short_differentiable
-from .host import run_backward, run_forward
+from .compiler import on_device
+from .host import as_parameter, run_backward, run_forward
 from .variant import TILE
 
 
@@ -23,10 +24,11 @@ def _forward(
     cross: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device(u.device):
-        return run_forward(
+    with on_device(u.device):
+        y, saved = run_forward(
             u, proj, dt_weight, dt_bias, A_logs, Ds, step_size, cross, save
         )
+    return y, A_logs.new_empty(0) if saved is None else saved
 
 
 _scan = torch.library.custom_op(
@@ -61,7 +63,7 @@ def _gradients(
     step_size: int,
     cross: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.cuda.device(u.device):
+    with on_device(u.device):
         return run_backward(
             dy.contiguous(),
             u,
@@ -143,9 +145,7 @@ def scan2d_cuda(
     Returns:
         Map (B, H, W, D) in the dtype of ``u``.
     """
-    parameters = [
-        x.float().contiguous() for x in (dt_weight, dt_bias, A_logs, Ds)
-    ]
+    parameters = [as_parameter(x) for x in (dt_weight, dt_bias, A_logs, Ds)]
     differentiable = (u, proj, *parameters)
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in differentiable

@@ -198,6 +198,27 @@ def test_maps_may_differ_in_dtype_and_layout(device):
         assert name == 'output' or value.dtype == arguments[name].dtype
 
 
+def test_two_maps_of_one_layout_share_a_launch(device, monkeypatch):
+    from evmamba_mm.ops.fused import pooled_norm_triton as module
+
+    calls = []
+    for name in ('_sum', '_differentiate'):
+        function = getattr(module, name)
+
+        def counted(*arguments, name=name, function=function):
+            calls.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+    arguments = several_arguments(2, (2, 3, 5, 48), torch.float32, device)
+    results(several, arguments, 'triton', torch.float32)
+    assert calls == ['_sum', '_differentiate']
+    calls.clear()
+    arguments['map_1'] = arguments['map_1'].half()
+    results(several, arguments, 'triton', torch.float32)
+    assert calls == ['_sum'] * 2 + ['_differentiate'] * 2
+
+
 def test_maps_compile_into_one_graph(device):
     arguments = several_arguments(2, (2, 3, 5, 48), torch.float32, device)
     compiled = torch.compile(several, fullgraph=True, backend='aot_eager')

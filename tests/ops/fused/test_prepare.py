@@ -4,10 +4,12 @@ import torch
 from evmamba_mm.ops import (
     BatchNormTensors,
     PreparedWeights,
+    RowLayout,
     WeightJob,
     can_prepare,
     fold_batch_norm,
 )
+from evmamba_mm.ops.scan_cuda import kernel_rows, scan_row_layout
 
 from ..scan_cases import relative_error
 from .kernel_cases import DTYPES, normal
@@ -97,3 +99,41 @@ def test_what_the_kernel_cannot_read_is_refused(device):
     ]
     with pytest.raises(ValueError, match='one dtype beside fp32'):
         PreparedWeights(jobs)
+
+
+@pytest.mark.parametrize('dtype', DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(
+    'rank, states, channels', [(3, 16, 96), (1, 1, 5), (7, 4, 300)]
+)
+@pytest.mark.parametrize('sets', [1, 4])
+def test_rows_go_where_the_scan_reads_them(
+    sets, rank, states, channels, dtype, device
+):
+    shape = (sets, rank + 2 * states, channels)
+    weight = normal(*shape, dtype=torch.float32, device=device)
+    # What the interpreter cuts off must not be there.
+    weight = weight.bfloat16().float()
+    layout = scan_row_layout(weight.shape, states)
+    others = jobs_of(dtype, device)[:2]
+    rows = WeightJob(weight, None, None, 0.0, dtype, layout)
+    weights = PreparedWeights([others[0], rows, others[1]])
+    result, bias = weights.results[1]
+    assert bias is None
+    filled = rank + 2 * states
+    result[:, :filled] = float('nan')
+    weights.refresh()
+    expected = kernel_rows(weight, states).to(dtype)
+    assert result.shape == expected.shape
+    assert result.dtype == dtype
+    assert torch.equal(result[:, :filled], expected[:, :filled])
+    assert not result[:, filled:].any()
+    weight.mul_(2)
+    weights.refresh()
+    assert torch.equal(result[:, :filled], 2 * expected[:, :filled])
+
+
+def test_a_layout_is_for_a_weight_alone(device):
+    job = jobs_of(torch.float32, device)[1]
+    layout = RowLayout(tuple(job.weight.shape), ((0, 0, 1),))
+    with pytest.raises(ValueError, match='neither bias nor norm'):
+        PreparedWeights([job._replace(layout=layout)])

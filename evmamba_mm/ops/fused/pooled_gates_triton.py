@@ -1,0 +1,109 @@
+"""Kernel from the sums of maps' tokens to the gates of their channels.
+
+One program a batch entry: it ends the sums, does the affine part of the norm
+and both linear maps, whose weights it holds in registers.
+
+Shape letters: N maps, B batch, H W map, C channels, E hidden channels, P
+partial sums of a batch entry.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import launch
+from .norm_triton import load_rows
+from .pooled_norm_triton import sum_maps
+from .tiles import row_tile
+
+
+@triton.jit
+def _gates_kernel(
+    out_ptr,
+    sums_ptr,
+    scale_ptr,
+    shift_ptr,
+    reduce_ptr,
+    reduce_bias_ptr,
+    expand_ptr,
+    expand_bias_ptr,
+    tokens,
+    programs,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+):
+    columns = tl.arange(0, COLUMNS)
+    inside = columns < C
+    hidden = tl.arange(0, HIDDEN)
+    there = hidden < E
+    # Ahead of the sums, so as not to wait for them.
+    wide = there[:, None] & inside[None, :]
+    reduce = load_rows(reduce_ptr, hidden, C, columns, wide)
+    tall = inside[:, None] & there[None, :]
+    expand = load_rows(expand_ptr, columns, E, hidden, tall)
+    entry = tl.program_id(0).to(tl.int64)
+    sums_ptr += entry * programs * C
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, programs, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        mask = (rows < programs)[:, None] & inside[None, :]
+        total += load_rows(sums_ptr, rows, C, columns, mask)
+    scale = tl.load(scale_ptr + columns, inside, other=0.0).to(tl.float32)
+    shift = tl.load(shift_ptr + columns, inside, other=0.0).to(tl.float32)
+    x = tl.sum(total, axis=0) / tokens * scale + shift
+    bias = tl.load(reduce_bias_ptr + hidden, there, other=0.0).to(tl.float32)
+    x = tl.sum(reduce * x[None, :], axis=1) + bias
+    x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    bias = tl.load(expand_bias_ptr + columns, inside, other=0.0).to(tl.float32)
+    x = tl.sum(expand * x[None, :], axis=1) + bias
+    tl.store(out_ptr + entry * C + columns, x, mask=inside)
+
+
+def padded(size: int) -> int:
+    """Size of a tensor in registers."""
+    return 1 << (size - 1).bit_length()
+
+
+def forward(
+    first: Tensor,
+    second: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+) -> Tensor:
+    """Launch for one or two maps; see :func:`.pooled_gates.pooled_gates`.
+
+    Returns:
+        Gates of each map, (N, B, C) in fp32.
+    """
+    batch, height, width, channels = first.shape
+    maps, hidden = 1 if second is None else 2, reduce_weight.shape[0]
+    out = torch.empty(
+        (maps, batch, channels), dtype=torch.float32, device=first.device
+    )
+    if batch == 0:
+        return out
+    sums = sum_maps(first, second, eps)
+    tile = row_tile(channels)
+    hidden_tile = padded(hidden)
+    warps = max(tile.warps, hidden_tile * tile.columns // 1024)
+    parameters = (
+        scale, shift, reduce_weight, reduce_bias, expand_weight, expand_bias
+    )  # fmt: skip
+    launch(
+        _gates_kernel,
+        (maps * batch, 1, 1),
+        (out, sums, *(x.contiguous() for x in parameters)),
+        (height * width, sums.shape[2]),
+        (channels, hidden, tile.rows, tile.columns, hidden_tile),
+        warps,
+    )
+    return out
