@@ -198,7 +198,8 @@ def ss2d_scan(
     backend = _choose(x, parameters, backend)
     if backend == 'cuda':
         weight = rows_to_read(rows, x, x_proj_weight, A_logs.shape[1])
-        proj = F.linear(x, weight.flatten(0, 1))
+        # Outside of autocast a half precision map may meet fp32 parameters.
+        proj = F.linear(x, weight.flatten(0, 1).to(x.dtype))
         return scan2d_cuda(x, proj, *parameters[1:], 1, cross=True)
     if backend == 'numba':
         return ss2d_scan_numba(x, *parameters)

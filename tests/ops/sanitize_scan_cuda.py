@@ -3,7 +3,8 @@
     compute-sanitizer --tool memcheck --report-api-errors no \
         --error-exitcode 9 python -m tests.ops.sanitize_scan_cuda
 
-and the same with ``--tool racecheck``. The errors of API calls that are left
+and the same with ``--tool racecheck --kernel-name-exclude kns=nvjet``, which
+leaves out the products of cuBLAS that SS2D's projection and gradients are. The errors of API calls that are left
 out are questions of the driver's version that cuda-bindings asks.
 """
 
@@ -51,19 +52,17 @@ def run(case):
     parameters = [
         normal(sets, case.rank + 2 * case.states, channels) * 0.1,
         normal(sets, channels, case.rank) * 0.1,
-        normal(sets, channels),
+        # Small steps: half precision overflows on long sequences otherwise.
+        normal(sets, channels) - 4,
         normal(sets * channels, case.states).abs().log(),
         normal(sets * channels),
     ]
     for parameter in parameters:
         parameter.requires_grad_()
-    # The cast of the weight to the map's dtype that a model leaves to it.
-    narrow = case.dtype != SINGLE
-    with torch.autocast('cuda', case.dtype, enabled=narrow):
-        if case.cross:
-            y = ss2d_scan(x, *parameters, backend='cuda')
-        else:
-            y = es2d_scan(x, *parameters, step_size=case.step, backend='cuda')
+    if case.cross:
+        y = ss2d_scan(x, *parameters, backend='cuda')
+    else:
+        y = es2d_scan(x, *parameters, step_size=case.step, backend='cuda')
     y.backward(torch.randn_like(y))
     torch.cuda.synchronize()
     leaves = (y, x.grad, *(p.grad for p in parameters))

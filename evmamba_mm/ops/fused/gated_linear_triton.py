@@ -6,6 +6,8 @@ them from there.
 Shape letters: T tokens, D channels of the tokens, C outputs.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from .group_linear_triton import dot_precision, is_misread
 from .launch import launch
-from .norm_triton import load_rows, normalise
+from .norm_triton import load_rows
 from .tiles import as_rows, split_rows
 
 # Few tokens and outputs at a time, so that several programs share a
@@ -23,49 +25,95 @@ _WARPS = 4
 
 
 @triton.jit
-def _kernel(
-    out_ptr,
-    y_ptr,
-    gate_ptr,
-    weight_ptr,
-    bias_ptr,
-    linear_ptr,
-    tokens,
-    y_stride,
-    gate_stride,
-    steps,
-    eps,
-    D: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
+def _load_part(x_ptr, columns, D: tl.constexpr):
+    """Numbers of some channels, in fp32."""
+    return tl.load(x_ptr + columns, columns < D, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _centre(y, mean, columns, D: tl.constexpr):
+    inside = (columns < D)[None, :]
+    return tl.where(inside, y - mean[:, None], 0.0)
+
+
+@triton.jit
+def _gated(centred, rstd, weight, bias, gate):
+    normed = centred * rstd[:, None] * weight[None, :] + bias[None, :]
+    return normed * gate * tl.sigmoid(gate)
+
+
+@triton.jit
+def _load_linear(
+    linear_ptr, output, columns, C: tl.constexpr, D: tl.constexpr
 ):
+    """Transposed tile of the linear map's weight."""
+    places = linear_ptr + output[None, :] * D + columns[:, None]
+    mask = (output < C)[None, :] & (columns < D)[:, None]
+    return tl.load(places, mask, other=0.0)
+
+
+@triton.jit
+def _kernel(
+    out_ptr, y_ptr, gate_ptr, weight_ptr, bias_ptr, linear_ptr,
+    tokens, y_stride, gate_stride, steps, eps,
+    D: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, MORE: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     columns = tl.arange(0, COLUMNS)
-    inside = columns < D
-    weight = tl.load(weight_ptr + columns, inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, inside, other=0.0).to(tl.float32)
+    weight = _load_part(weight_ptr, columns, D)
+    bias = _load_part(bias_ptr, columns, D)
+    if MORE > 0:
+        others = COLUMNS + tl.arange(0, MORE)
+        weight1 = _load_part(weight_ptr, others, D)
+        bias1 = _load_part(bias_ptr, others, D)
     first = tl.program_id(0).to(tl.int64) * steps * ROWS
     for step in range(steps):
         rows = first + step * ROWS + tl.arange(0, ROWS)
-        mask = (rows < tokens)[:, None] & inside[None, :]
+        live = (rows < tokens)[:, None]
+        mask = live & (columns < D)[None, :]
         gate = load_rows(gate_ptr, rows, gate_stride, columns, mask)
         y = load_rows(y_ptr, rows, y_stride, columns, mask)
-        normed, _ = normalise(y, inside, eps, D)
-        z = normed * weight[None, :] + bias[None, :]
-        z = (z * gate * tl.sigmoid(gate)).to(dtype)
+        total = tl.sum(y, axis=1)
+        if MORE > 0:
+            mask = live & (others < D)[None, :]
+            gate1 = load_rows(gate_ptr, rows, gate_stride, others, mask)
+            y1 = load_rows(y_ptr, rows, y_stride, others, mask)
+            total += tl.sum(y1, axis=1)
+        y = _centre(y, total / D, columns, D)
+        squares = tl.sum(y * y, axis=1)
+        if MORE > 0:
+            y1 = _centre(y1, total / D, others, D)
+            squares += tl.sum(y1 * y1, axis=1)
+        rstd = tl.rsqrt(squares / D + eps)
+        z = _gated(y, rstd, weight, bias, gate).to(dtype)
+        if MORE > 0:
+            z1 = _gated(y1, rstd, weight1, bias1, gate1).to(dtype)
         for start in tl.static_range(0, C, OUTPUTS):
             output = start + tl.arange(0, OUTPUTS)
-            known = output < C
-            places = linear_ptr + output[None, :] * D + columns[:, None]
-            there = known[None, :] & inside[:, None]
-            linear = tl.load(places, there, other=0.0).to(dtype)
-            out = tl.dot(z, linear, input_precision=PRECISION)
-            there = (rows < tokens)[:, None] & known[None, :]
+            linear = _load_linear(linear_ptr, output, columns, C, D)
+            out = tl.dot(z, linear.to(dtype), input_precision=PRECISION)
+            if MORE > 0:
+                linear = _load_linear(linear_ptr, output, others, C, D)
+                out = tl.dot(
+                    z1, linear.to(dtype), out, input_precision=PRECISION
+                )
             places = out_ptr + rows[:, None] * C + output[None, :]
+            there = live & (output < C)[None, :]
             tl.store(places, out.to(dtype), mask=there)
+
+
+@functools.lru_cache(maxsize=1024)
+def _columns(channels: int) -> tuple[int, int]:
+    """A power of two, and the half of it or nothing, that hold the channels.
+
+    The widths of networks are such, and nothing is padded then.
+    """
+    power = max(16, 1 << (channels - 1).bit_length())
+    if power >= 64 and channels <= power * 3 // 4:
+        return power // 2, power // 4
+    return power, 0
 
 
 def norm_gate_linear_forward(
@@ -82,9 +130,9 @@ def norm_gate_linear_forward(
     shape = (*y.shape[:-1], outputs)
     out = torch.empty(shape, dtype=dtype, device=y.device)
     y, gate = as_rows(y, (-1, channels)), as_rows(gate, (-1, channels))
-    columns = max(16, triton.next_power_of_2(channels))
-    at_once = 64 if columns <= 128 else 32
-    programs, steps = split_rows(len(y), _ROWS, at_least=_ROWS)
+    columns, more = _columns(channels)
+    at_once = 64 if columns + more <= 128 else 32
+    programs, steps = split_rows(y.shape[0], _ROWS, at_least=_ROWS)
     if programs == 0 or outputs == 0:
         return out
     if is_misread(out):
@@ -97,9 +145,9 @@ def norm_gate_linear_forward(
             out, y, gate,
             weight.contiguous(), bias.contiguous(), linear.contiguous(),
         ),
-        (len(y), y.stride(0), gate.stride(0), steps, float(eps)),
+        (y.shape[0], y.stride(0), gate.stride(0), steps, float(eps)),
         (
-            channels, outputs, dot_precision(out), _ROWS, columns,
+            channels, outputs, dot_precision(out), _ROWS, columns, more,
             min(max(16, triton.next_power_of_2(outputs)), at_once),
         ),
         _WARPS,
