@@ -4,8 +4,9 @@
         --error-exitcode 9 python -m tests.ops.sanitize_scan_cuda
 
 and the same with ``--tool racecheck --kernel-name-exclude kns=nvjet``, which
-leaves out the products of cuBLAS that SS2D's projection and gradients are. The errors of API calls that are left
-out are questions of the driver's version that cuda-bindings asks.
+leaves out the products of cuBLAS that SS2D's projection and gradients are.
+The errors of API calls that are left out are questions of the driver's version
+that cuda-bindings asks.
 """
 
 from typing import NamedTuple
