@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import pooled_gates, squeeze_excite, squeeze_excite_gates
 from .linear import init_linear
+from .prepared import InferenceWeight, ready_or_own
 
 
 class SqueezeExcite(nn.Module):
@@ -65,16 +66,20 @@ class ConvSqueezeExcite(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.conv_expand = nn.Conv2d(hidden, channels, 1)
 
+    def inference_weights(self) -> list[InferenceWeight]:
+        """Weights that an inference reads in another form."""
+        return [
+            InferenceWeight(self.conv_reduce),
+            InferenceWeight(self.conv_expand),
+        ]
+
     def _parameters_of_products(self) -> tuple[Tensor, ...]:
+        reduce, reduce_bias = ready_or_own(self.conv_reduce)
+        expand, expand_bias = ready_or_own(self.conv_expand)
         # On a 1x1 map a convolution is a product of matrices, and takes many
         # times as long as one.
-        reduce, expand = self.conv_reduce, self.conv_expand
-        return (
-            reduce.weight.view(reduce.weight.shape[:2]),
-            reduce.bias,
-            expand.weight.view(expand.weight.shape[:2]),
-            expand.bias,
-        )
+        reduce = reduce.view(reduce.shape[:2])
+        return reduce, reduce_bias, expand.view(expand.shape[:2]), expand_bias
 
     def gates(self, x: Tensor) -> Tensor:
         """Gate of each channel of ``x`` before its sigmoid, (B, C)."""

@@ -23,7 +23,7 @@ _WARPS = 4
 _PER_THREAD = 4
 # Four programs on each of the 132 processors of a large GPU.
 _ENOUGH_PROGRAMS = 528
-_MAX_ROWS = 8
+_MAX_ROWS = 14
 
 
 @triton.jit

@@ -19,9 +19,9 @@ from .launch import launch
 from .scale_add_triton import forward as add
 from .squeeze_excite_triton import scale
 
-# Three quarters of the 132 processors of a large GPU. With fewer programs,
-# smaller tiles are the faster ones, though they read more.
-_ENOUGH_PROGRAMS = 99
+# One and a half for each of the 132 processors of a large GPU. With fewer
+# programs, smaller tiles are the faster ones, though they read more.
+_ENOUGH_PROGRAMS = 198
 # Outputs of a tile: a power of two, and the half of it or nothing, because
 # the widths of networks are such and a product takes powers of two alone.
 _WIDTHS = ((64, 0), (64, 32), (128, 0), (128, 64))

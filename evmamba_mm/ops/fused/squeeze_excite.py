@@ -232,7 +232,8 @@ def squeeze_excite_gates(
         backend: As there.
 
     Returns:
-        Gates (B, C) in fp32, or in fp64 if ``x`` is fp64.
+        Gates (B, C) in the dtype of ``reduce_weight`` where the kernel runs,
+        else in fp32, or in fp64 if ``x`` is fp64.
 
     Raises:
         ValueError: As there.
@@ -245,4 +246,4 @@ def squeeze_excite_gates(
         return _gates_twin(x, *parameters)
     batch, height, width, channels = x.shape
     rows = as_rows(x, (batch, height * width, channels))
-    return _kernels().gates(rows, *parameters)[-1]
+    return _kernels().gates(rows, *parameters, reduce_weight.dtype)[-1]

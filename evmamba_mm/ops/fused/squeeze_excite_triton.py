@@ -125,13 +125,18 @@ def _cut(
 
 
 def _channel_sums(
-    x: Tensor, dout: Tensor | None = None, logits: Tensor | None = None
+    x: Tensor,
+    dout: Tensor | None = None,
+    logits: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Mean of x, or with ``dout`` the gradient of the logits, (B, C)."""
     batch, _, channels = shape = x.shape
     tile, blocks, programs, steps = _cut(shape, at_least=256, waves=2)
     sums = torch.empty(
-        (batch, programs, channels), dtype=torch.float32, device=x.device
+        (batch, programs, channels),
+        dtype=dtype if programs == 1 else torch.float32,
+        device=x.device,
     )
     if batch > 0:
         strides = (
@@ -146,7 +151,9 @@ def _channel_sums(
             (channels, tile.rows, tile.columns),
             tile.warps,
         )
-    return sums.view(batch, channels) if programs == 1 else sums.sum(1)
+    if programs == 1:
+        return sums.view(batch, channels)
+    return sums.sum(1).to(dtype)
 
 
 def _scale(
@@ -167,10 +174,10 @@ def _scale(
 
 
 # Autocast leaves alone what is written to a given tensor: the two products
-# stay in fp32, and nothing casts the weights.
+# stay in the dtype of x.
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out = x.new_empty((x.shape[0], weight.shape[0]))
-    return torch.addmm(bias.float(), x, weight.float().t(), out=out)
+    return torch.addmm(bias.to(x.dtype), x, weight.to(x.dtype).t(), out=out)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -193,14 +200,15 @@ def gates(
     reduce_bias: Tensor,
     expand_weight: Tensor,
     expand_bias: Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch what comes before the scaling, for a map (B, H W, C).
 
     Returns:
         Mean of the map (B, C), hidden channels after their ReLU (B, E) and
-        gates before their sigmoid (B, C), all in fp32.
+        gates before their sigmoid (B, C), all in ``dtype``.
     """
-    pooled = _channel_sums(x)
+    pooled = _channel_sums(x, dtype=dtype)
     hidden = _affine(pooled, reduce_weight, reduce_bias).relu_()
     return pooled, hidden, _affine(hidden, expand_weight, expand_bias)
 
