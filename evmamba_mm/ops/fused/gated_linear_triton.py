@@ -19,13 +19,15 @@ from .norm_triton import load_rows
 from .tiles import as_rows, split_rows
 
 # Few tokens and outputs at a time, so that several programs share a
-# multiprocessor, and several turns, so that one's numbers come in while the
-# one before is computed: of 30 ways on an H200 the fastest for 96 channels,
+# multiprocessor. Of 30 ways on an H200 these are the fastest for 96 channels,
 # and near it for 192.
 _ROWS = 32
-_TOKENS = 256
 _OUTPUTS = 64
 _WARPS = 4
+# With several turns one's numbers come in while the one before is computed.
+# The weights then lie in shared memory, which has no room for more.
+_TOKENS = 256
+_WEIGHTS_OF_TURNS = 8192
 
 
 @triton.jit
@@ -97,12 +99,10 @@ def _kernel(
         for start in tl.static_range(0, C, OUTPUTS):
             output = start + tl.arange(0, OUTPUTS)
             linear = _load_linear(linear_ptr, output, columns, C, D)
-            out = tl.dot(z, linear.to(dtype), input_precision=PRECISION)
+            out = tl.dot(z, linear, input_precision=PRECISION)
             if MORE > 0:
                 linear = _load_linear(linear_ptr, output, others, C, D)
-                out = tl.dot(
-                    z1, linear.to(dtype), out, input_precision=PRECISION
-                )
+                out = tl.dot(z1, linear, out, input_precision=PRECISION)
             places = out_ptr + rows[:, None] * C + output[None, :]
             there = live & (output < C)[None, :]
             tl.store(places, out.to(dtype), mask=there)
@@ -135,18 +135,21 @@ def norm_gate_linear_forward(
     out = torch.empty(shape, dtype=dtype, device=y.device)
     y, gate = as_rows(y, (-1, channels)), as_rows(gate, (-1, channels))
     columns, more = _columns(channels)
-    programs, steps = split_rows(y.shape[0], _ROWS, at_least=_TOKENS)
+    weights = (columns + more) * triton.next_power_of_2(max(outputs, 16))
+    at_least = _TOKENS if weights <= _WEIGHTS_OF_TURNS else _ROWS
+    programs, steps = split_rows(y.shape[0], _ROWS, at_least)
     if programs == 0 or outputs == 0:
         return out
     if is_misread(out):
-        rest = (weight, bias, eps, linear.to(dtype).float(), torch.float32)
+        rest = (weight, bias, eps, linear.to(dtype), torch.float32)
         return norm_gate_linear_forward(y, gate, *rest).view(shape).to(dtype)
     launch(
         _kernel,
         (programs, 1, 1),
         (
-            out, y, gate,
-            weight.contiguous(), bias.contiguous(), linear.contiguous(),
+            out, y, gate, weight.contiguous(), bias.contiguous(),
+            # In the dtype of the product, for which memory is laid out.
+            linear.to(dtype).contiguous(),
         ),
         (y.shape[0], y.stride(0), gate.stride(0), steps, float(eps)),
         (
