@@ -63,7 +63,6 @@ class ConvSqueezeExcite(nn.Module):
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.conv_reduce = nn.Conv2d(channels, hidden, 1)
-        self.act = nn.ReLU(inplace=True)
         self.conv_expand = nn.Conv2d(hidden, channels, 1)
 
     def inference_weights(self) -> list[InferenceWeight]:

@@ -1,27 +1,45 @@
-"""README's table of speed says what the file of measurements says."""
+"""Tables of speed say what the files of measurements say."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r'<!-- benchmark -->\n(.*?)<!-- /benchmark -->', re.DOTALL)
+TABLES = {
+    'README.md': [('', 'h200.csv', 'images_per_s')],
+    'docs/kernels.md': [
+        (' h200_training.csv', 'h200_training.csv', 'images_per_s'),
+        (' h200_one_image.csv ms', 'h200_one_image.csv', 'ms'),
+        (' h200_detection.csv ms', 'h200_detection.csv', 'ms'),
+    ],
+}
 
 
-def test_readme_shows_the_measurements():
+@pytest.mark.parametrize(
+    ('page', 'mark', 'file', 'unit'),
+    [(page, *table) for page, tables in TABLES.items() for table in tables],
+)
+def test_page_shows_the_measurements(page, mark, file, unit):
+    command = [sys.executable, 'tools/benchmark.py', 'table', '--unit', unit]
     made = subprocess.run(
-        [
-            sys.executable,
-            'tools/benchmark.py',
-            'table',
-            'results/benchmark/h200.csv',
-        ],
+        [*command, f'results/benchmark/{file}'],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    shown = BLOCK.search((ROOT / 'README.md').read_text()).group(1)
+    block = re.compile(
+        rf'<!-- benchmark{mark} -->\n(.*?)<!-- /benchmark -->', re.DOTALL
+    )
+    (shown,) = block.findall((ROOT / page).read_text())
     rows = [line for line in made.splitlines() if line.startswith('|')]
     assert shown.split() == '\n'.join(rows).split()
+
+
+@pytest.mark.parametrize('page', TABLES)
+def test_every_table_is_checked(page):
+    marks = (ROOT / page).read_text().count('<!-- benchmark')
+    assert marks == len(TABLES[page])
