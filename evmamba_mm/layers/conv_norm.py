@@ -14,14 +14,25 @@ from ..ops import (
     fold_batch_norm,
     watched,
 )
+from .plain import is_plain
 from .prepared import can_fold, ready_or_own, ready_weight
 
-_ACTIVATIONS = {'none': None, 'relu': F.relu, 'gelu': F.gelu}
+_ACTIVATIONS = {
+    'none': None,
+    'relu': F.relu,
+    'gelu': F.gelu,
+    'silu': F.silu,
+}
 
 
 def _activate(x: Tensor, activation: str) -> Tensor:
     function = _ACTIVATIONS[activation]
     return x if function is None else function(x)
+
+
+def _called(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer of torch's makes of a map (B, H, W, C)."""
+    return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def folded(
@@ -37,16 +48,19 @@ def folded(
 
     Returns:
         None where the norm has to stay: where a gradient asks for it, and
-        where someone watches the operations, who is shown it.
+        where someone watches the operations, who is shown it; and where the
+        convolution has to be called.
     """
+    if torch.is_grad_enabled() or not is_plain(conv, nn.Conv2d):
+        return None
     if isinstance(norm, nn.Identity):
         return ready_or_own(conv)
-    if not can_fold(norm) or norm.training:
+    if norm.training or not can_fold(norm):
         return None
     ready = ready_weight(conv, norm)
     if ready is not None:
         return ready
-    if not x.is_cuda or torch.is_grad_enabled() or watched():
+    if not x.is_cuda or watched():
         return None
     return fold_batch_norm(
         conv.weight,
@@ -69,9 +83,8 @@ def norm_act(norm: nn.Module, x: Tensor, activation: str) -> Tensor:
         x: Map (B, H, W, C).
         activation: 'none', 'relu' or 'gelu'.
     """
-    if type(norm) is not nn.BatchNorm2d or not norm.affine:
-        y = norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return _activate(y, activation)
+    if not is_plain(norm, nn.BatchNorm2d):
+        return _activate(_called(norm, x), activation)
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -92,6 +105,8 @@ def norm_act(norm: nn.Module, x: Tensor, activation: str) -> Tensor:
 
 def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """1x1 convolution of a map (B, H, W, C)."""
+    if not is_plain(conv, nn.Conv2d):
+        return _called(conv, x)
     weight, bias = ready_or_own(conv)
     return F.linear(x, weight.flatten(1), bias)
 
@@ -109,6 +124,21 @@ def pointwise_norm_act(
     return norm_act(norm, y, activation)
 
 
+def depthwise_conv(
+    x: Tensor,
+    conv: nn.Conv2d,
+    activation: str = 'none',
+    input_activation: str = 'none',
+) -> Tensor:
+    """Depthwise 3x3 convolution and activation of a map (B, H, W, C)."""
+    if not is_plain(conv, nn.Conv2d):
+        y = _called(conv, _activate(x, input_activation))
+        return _activate(y, activation)
+    return depthwise_conv3x3(
+        x, conv.weight, conv.bias, activation, input_activation
+    )
+
+
 def depthwise_norm_act(
     x: Tensor,
     conv: nn.Conv2d,
@@ -117,10 +147,12 @@ def depthwise_norm_act(
     input_activation: str = 'none',
 ) -> Tensor:
     """Depthwise 3x3 convolution, norm and activation of a map (B, H, W, C)."""
+    if isinstance(norm, nn.Identity):
+        return depthwise_conv(x, conv, activation, input_activation)
     ready = folded(x, conv, norm, torch.float32)
     if ready is not None:
         return depthwise_conv3x3(x, *ready, activation, input_activation)
-    y = depthwise_conv3x3(x, conv.weight, conv.bias, 'none', input_activation)
+    y = depthwise_conv(x, conv, 'none', input_activation)
     return norm_act(norm, y, activation)
 
 

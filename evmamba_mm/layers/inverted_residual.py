@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..ops import autocast_dtype, gated_linear_add, scale_add
 from .conv_norm import folded, pointwise_depthwise, pointwise_norm_act
 from .drop_path import DropPath
+from .plain import has_hooks
 from .prepared import InferenceWeight
 from .squeeze_excite import ConvSqueezeExcite
 
@@ -65,7 +66,7 @@ class InvertedResidual(nn.Module):
         conv, norm = self.conv_pw2
         scale = self.drop_path.sample_scale(x)
         ready = folded(y, conv, norm, autocast_dtype(y))
-        if ready is not None and scale is None:
+        if ready is not None and scale is None and not has_hooks(self.se):
             # The lines below in one pass: the gated map is never written.
             weight, bias = ready
             logits = self.se.gates(y)

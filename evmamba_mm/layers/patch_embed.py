@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..ops import patch_layer_norm
 from .image import check_image
 from .layer_norm import LayerNorm
+from .plain import is_plain
 from .prepared import InferenceWeight, ready_or_own
 
 
@@ -41,8 +42,10 @@ class PatchEmbed(nn.Module):
                 patch, is not of a floating dtype, or on another device.
         """
         check_image(image, self.conv)
-        weight, bias = ready_or_own(self.conv)
         norm = self.norm
+        if not (is_plain(self.conv, nn.Conv2d) and is_plain(norm, LayerNorm)):
+            return norm(self.conv(image).permute(0, 2, 3, 1))
+        weight, bias = ready_or_own(self.conv)
         return patch_layer_norm(
             image, weight, bias, norm.weight, norm.bias, norm.eps
         )

@@ -5,9 +5,10 @@ Shape letters: B batch, H W map, C channels.
 
 from torch import Tensor, nn
 
-from ..ops import merge_layer_norm
+from ..ops import merge_layer_norm, merge_neighbours
 from .layer_norm import LayerNorm
 from .linear import init_linear
+from .plain import is_plain
 from .prepared import InferenceWeight, apply_linear
 
 
@@ -37,5 +38,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), out)."""
         norm = self.norm
-        x = merge_layer_norm(x, norm.weight, norm.bias, norm.eps)
+        if is_plain(norm, LayerNorm):
+            x = merge_layer_norm(x, norm.weight, norm.bias, norm.eps)
+        else:
+            x = norm(merge_neighbours(x))
         return apply_linear(self.reduction, x)

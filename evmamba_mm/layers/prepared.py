@@ -27,6 +27,7 @@ from ..ops import (
     choose_fused,
     watched,
 )
+from .plain import is_plain
 
 _thread = threading.local()
 
@@ -84,6 +85,12 @@ class _State:
     """What is known of one backbone."""
 
     def __init__(self, backbone: nn.Module) -> None:
+        self.seen: dict[torch.dtype, list[int]] = {}
+        self.ready: dict[torch.dtype, _Ready] = {}
+        self.look_up(backbone)
+
+    def look_up(self, backbone: nn.Module) -> None:
+        """Find the entries, and where the tensors are that they read."""
         # Kept, so that an id stays that of one layer.
         self.entries = list(_inference_weights(backbone))
         places = {
@@ -93,8 +100,6 @@ class _State:
         }
         self.tensors = list(places.values())
         self.names = [name for _, name in places]
-        self.seen: dict[torch.dtype, list[int]] = {}
-        self.ready: dict[torch.dtype, _Ready] = {}
 
     def pointers(self) -> list[int] | None:
         """Where all sources are, 0 without memory; None if one is gone."""
@@ -113,14 +118,17 @@ def _inference_weights(
 ) -> Iterator[InferenceWeight | InferenceRows]:
     for module in backbone.modules():
         if hasattr(module, 'inference_weights'):
-            yield from module.inference_weights()
+            # What is known of a backbone must not keep it alive.
+            for entry in module.inference_weights():
+                if entry.layer is not backbone:
+                    yield entry
 
 
 def can_fold(norm: nn.Module | None) -> bool:
     """Whether a norm in evaluation is a scale and a shift of each channel."""
     return (
-        type(norm) is nn.BatchNorm2d
-        and norm.affine
+        isinstance(norm, nn.BatchNorm2d)
+        and is_plain(norm, nn.BatchNorm2d)
         and norm.track_running_stats
     )
 
@@ -149,8 +157,9 @@ def _job(
     parameters = entry.layer._parameters
     if isinstance(entry, InferenceRows):
         weight = parameters.get(entry.name)
-        layout = entry.layout()
-        job = WeightJob(weight, None, None, 0.0, dtype, layout)
+        if weight is None or weight.dim() != 3:
+            return None
+        job = WeightJob(weight, None, None, 0.0, dtype, entry.layout())
     else:
         norm, tensors, eps = entry.norm, None, 0.0
         if can_fold(norm):
@@ -208,6 +217,9 @@ def _current(
     ready = state.ready.get(dtype)
     if ready is not None and ready.pointers == pointers:
         return ready
+    # A bias that has come since is read too.
+    state.look_up(backbone)
+    pointers = state.pointers()
     # No memory has what is sharded or offloaded between calls.
     if pointers is not None and 0 in pointers:
         pointers = None
@@ -227,17 +239,36 @@ def _current(
 class _Using:
     """Shows what is ready to the layers that run inside."""
 
-    def __init__(self, ready: _Ready) -> None:
+    def __init__(self, ready: _Ready, device_type: str) -> None:
         self.ready = ready
+        self.asked = _asked(device_type)
+        self.device_type = device_type
 
     def __enter__(self) -> None:
-        self.outer = getattr(_thread, 'found', None)
+        self.outer = getattr(_thread, 'using', None)
         if self.ready.weights is not None:
             self.ready.weights.refresh()
-        _thread.found = self.ready.found
+        _thread.using = self
 
     def __exit__(self, *error: object) -> None:
-        _thread.found = self.outer
+        _thread.using = self.outer
+
+
+def _asked(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast asks for, None where it is off."""
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def _found() -> dict[tuple[int, int | str], _Made] | None:
+    """What is ready, if it is for what is computed now."""
+    using = getattr(_thread, 'using', None)
+    # A part of a backbone may turn gradients on, or autocast off.
+    if using is None or torch.is_grad_enabled():
+        return None
+    same = _asked(using.device_type) == using.asked
+    return using.ready.found if same else None
 
 
 def prepared_weights(
@@ -265,7 +296,9 @@ def prepared_weights(
     narrow = torch.is_autocast_enabled(image.device.type)
     dtype = autocast_dtype(image) if narrow else torch.float32
     ready = _current(backbone, image, dtype)
-    return contextlib.nullcontext() if ready is None else _Using(ready)
+    if ready is None:
+        return contextlib.nullcontext()
+    return _Using(ready, image.device.type)
 
 
 def ready_weight(
@@ -277,7 +310,7 @@ def ready_weight(
         layer: The layer.
         norm: The BatchNorm in evaluation that is folded in, or None.
     """
-    found = getattr(_thread, 'found', None)
+    found = _found()
     made = None if found is None else found.get((id(layer), id(norm)))
     if made is None:
         return None
@@ -295,7 +328,7 @@ def ready_rows(layer: nn.Module, name: str) -> Tensor | None:
         layer: Whose parameter it is.
         name: Of the parameter.
     """
-    found = getattr(_thread, 'found', None)
+    found = _found()
     made = None if found is None else found.get((id(layer), name))
     if made is None or layer._parameters.get(name) is not made.weight:
         return None
@@ -310,6 +343,6 @@ def ready_or_own(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor | None]:
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Call a linear layer, with its ready weight if there is one."""
     ready = ready_weight(layer)
-    if ready is None or layer._forward_hooks or layer._forward_pre_hooks:
+    if ready is None or not is_plain(layer, nn.Linear):
         return layer(x)
     return F.linear(x, *ready)

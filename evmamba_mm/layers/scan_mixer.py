@@ -8,16 +8,18 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..ops import (
     RowLayout,
     check_backend,
-    depthwise_conv3x3,
     norm_gate_linear,
     scan_row_layout,
     split_linear,
 )
+from .conv_norm import depthwise_conv
 from .linear import init_linear
+from .plain import is_plain
 from .prepared import (
     InferenceRows,
     InferenceWeight,
@@ -121,12 +123,17 @@ class ScanMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        in_weight, _ = ready_or_own(self.in_proj)
-        out_weight, _ = ready_or_own(self.out_proj)
-        u, gate = split_linear(x, in_weight)
-        conv, norm = self.conv2d, self.out_norm
-        u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu')
-        y = self.scan(u, ready_rows(self, 'x_proj_weight'))
-        return norm_gate_linear(
-            y, gate, norm.weight, norm.bias, norm.eps, out_weight
-        )
+        in_proj, norm, out_proj = self.in_proj, self.out_norm, self.out_proj
+        if is_plain(in_proj, nn.Linear):
+            u, gate = split_linear(x, ready_or_own(in_proj)[0])
+        else:
+            u, gate = in_proj(x).chunk(2, -1)
+        u = depthwise_conv(u, self.conv2d, 'silu')
+        rows = ready_rows(self, 'x_proj_weight')
+        y = self.scan(u) if rows is None else self.scan(u, rows)
+        if is_plain(norm, nn.LayerNorm) and is_plain(out_proj, nn.Linear):
+            weight, _ = ready_or_own(out_proj)
+            return norm_gate_linear(
+                y, gate, norm.weight, norm.bias, norm.eps, weight
+            )
+        return out_proj(norm(y) * F.silu(gate))

@@ -4,9 +4,16 @@ Shape letters: B batch, H W map, C channels.
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..ops import pooled_gates, squeeze_excite, squeeze_excite_gates
+from ..ops import (
+    pooled_gates,
+    pooled_layer_norms,
+    squeeze_excite,
+    squeeze_excite_gates,
+)
 from .linear import init_linear
+from .plain import is_plain
 from .prepared import InferenceWeight, ready_or_own
 
 
@@ -34,6 +41,10 @@ class SqueezeExcite(nn.Module):
         """Gate of each map before its sigmoid, (B, C) each."""
         norm, reduce = self.norm, self.global_reduce
         expand = self.channel_select
+        if not (is_plain(reduce, nn.Linear) and is_plain(expand, nn.Linear)):
+            pooled = pooled_layer_norms(maps, norm.weight, norm.bias, norm.eps)
+            pooled = pooled.to(reduce.weight.dtype)
+            return expand(F.gelu(reduce(pooled))).chunk(len(maps))
         return pooled_gates(
             maps,
             norm.weight,
@@ -47,7 +58,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``."""
-        return x * self.gates(x)[0].sigmoid()[:, None, None]
+        gate = self.gates(x)[0].sigmoid().to(x.dtype)
+        return x * gate[:, None, None]
 
 
 class ConvSqueezeExcite(nn.Module):
@@ -72,6 +84,15 @@ class ConvSqueezeExcite(nn.Module):
             InferenceWeight(self.conv_expand),
         ]
 
+    def _is_plain(self) -> bool:
+        layers = self.conv_reduce, self.conv_expand
+        return all(is_plain(layer, nn.Conv2d) for layer in layers)
+
+    def _called_gates(self, x: Tensor) -> Tensor:
+        """The gates by the layers themselves."""
+        pooled = x.mean((1, 2))[:, :, None, None]
+        return self.conv_expand(self.conv_reduce(pooled).relu()).flatten(1)
+
     def _parameters_of_products(self) -> tuple[Tensor, ...]:
         reduce, reduce_bias = ready_or_own(self.conv_reduce)
         expand, expand_bias = ready_or_own(self.conv_expand)
@@ -82,8 +103,12 @@ class ConvSqueezeExcite(nn.Module):
 
     def gates(self, x: Tensor) -> Tensor:
         """Gate of each channel of ``x`` before its sigmoid, (B, C)."""
+        if not self._is_plain():
+            return self._called_gates(x)
         return squeeze_excite_gates(x, *self._parameters_of_products())
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``."""
+        if not self._is_plain():
+            return x * self._called_gates(x).sigmoid()[:, None, None]
         return squeeze_excite(x, *self._parameters_of_products())

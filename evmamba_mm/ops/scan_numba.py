@@ -137,7 +137,7 @@ def _es2d_scan(
     groups = groups.permute(4, 2, 0, 1, 3, 5).reshape(p * p, -1, channels)
     projected = torch.bmm(groups, x_proj_weight[sets].mT)
     y = _call_kernel(
-        x.reshape(batch, -1, channels),
+        x.flatten(1, 2),
         cells,
         local,
         projected.unflatten(1, (batch, -1)),

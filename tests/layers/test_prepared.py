@@ -198,7 +198,7 @@ def test_nothing_is_left_ready_behind(backbone, x):
     assert prepared.ready_weight(backbone.merge.reduction) is None
     with pytest.raises(ValueError, match='weight must have shape'):
         run(backbone, x[..., :3])
-    assert prepared._thread.found is None
+    assert prepared._found() is None
 
 
 def test_a_backbone_can_be_forgotten(device, x):

@@ -7,7 +7,7 @@ from .fold import fold_batch_norm
 from .gated_linear import norm_gate_linear
 from .gated_linear_add import gated_linear_add
 from .group_linear import group_linear
-from .merge_norm import merge_layer_norm
+from .merge_norm import merge_layer_norm, merge_neighbours
 from .norm import layer_norm, layer_norm_gate
 from .patch_norm import patch_layer_norm
 from .pooled_gates import pooled_gates
@@ -41,6 +41,7 @@ __all__ = [
     'layer_norm',
     'layer_norm_gate',
     'merge_layer_norm',
+    'merge_neighbours',
     'norm_gate_linear',
     'patch_layer_norm',
     'pooled_gates',

@@ -66,7 +66,8 @@ class _NormGateLinear(torch.autograd.Function):
     def backward(ctx, dout):
         y, gate, weight, bias, linear = ctx.saved_tensors
         z = norm.norm_forward(y, gate, weight, bias, ctx.eps, ctx.dtype)
-        dlinear = dout.flatten(0, -2).T @ z.flatten(0, -2)
+        rows = dout.reshape(-1, dout.shape[-1])
+        dlinear = rows.T @ z.reshape(-1, z.shape[-1])
         del z
         dy, dgate, (dweight, dbias) = norm.norm_backward(
             dout @ linear, y, gate, weight, bias, ctx.eps

@@ -98,7 +98,8 @@ def gated_linear_add(
     """
     _check(residual, x, logits, weight, bias)
     dtype = autocast_dtype(x)
-    kernels = choose_fused(x, backend) == 'triton'
+    wide = residual if residual.dtype == torch.float64 else x
+    kernels = choose_fused(wide, backend) == 'triton'
     if not kernels or torch.is_grad_enabled() or watched():
         return _twin(residual, x, logits, weight, bias, dtype)
     return _kernels().forward(residual, x, logits, weight, bias, dtype)

@@ -25,9 +25,11 @@ _ROWS = 32
 _OUTPUTS = 64
 _WARPS = 4
 # With several turns one's numbers come in while the one before is computed.
-# The weights then lie in shared memory, which has no room for more.
+# The weights and the tokens then lie in shared memory, which has no room for
+# more on small GPUs.
 _TOKENS = 256
 _WEIGHTS_OF_TURNS = 8192
+_BYTES_OF_TURNS = 24576
 
 
 @triton.jit
@@ -45,7 +47,7 @@ def _centre(y, mean, columns, D: tl.constexpr):
 @triton.jit
 def _gated(centred, rstd, weight, bias, gate):
     normed = centred * rstd[:, None] * weight[None, :] + bias[None, :]
-    return normed * gate * tl.sigmoid(gate)
+    return normed * (gate * tl.sigmoid(gate))
 
 
 @triton.jit
@@ -135,8 +137,11 @@ def norm_gate_linear_forward(
     out = torch.empty(shape, dtype=dtype, device=y.device)
     y, gate = as_rows(y, (-1, channels)), as_rows(gate, (-1, channels))
     columns, more = _columns(channels)
-    weights = (columns + more) * triton.next_power_of_2(max(outputs, 16))
-    at_least = _TOKENS if weights <= _WEIGHTS_OF_TURNS else _ROWS
+    wide = columns + more
+    weights = wide * triton.next_power_of_2(max(outputs, 16))
+    size = wide * _ROWS * (y.element_size() + gate.element_size())
+    turns = weights <= _WEIGHTS_OF_TURNS and size <= _BYTES_OF_TURNS
+    at_least = _TOKENS if turns else _ROWS
     programs, steps = split_rows(y.shape[0], _ROWS, at_least)
     if programs == 0 or outputs == 0:
         return out

@@ -111,7 +111,7 @@ def launch(
         with torch.cuda.device(device):
             launch(kernel, grid, tensors, numbers, constants, warps, stages)
         return
-    addresses, dtypes, bits, place = [], [], 0, device
+    addresses, dtypes, bits, together = [], [], 0, on_gpu
     for x in tensors:
         if x is None:
             addresses.append(None)
@@ -121,13 +121,12 @@ def launch(
             addresses.append(address)
             dtypes.append(x.dtype)
             bits |= address
-            place |= x.get_device()
-    # A tensor on the CPU is at -1, so that all together are. The JIT refuses
-    # it, or finds where the GPU reads it.
-    usual = on_gpu and place >= 0 and bits % _ALIGNMENT == 0
+            together &= x.get_device() == device
+    # What is elsewhere the JIT refuses, or finds where the GPU reads it.
+    usual = together and bits % _ALIGNMENT == 0
     short = _KNOWN and usual and not _followed(kernel)
     if short:
-        key = (kernel.fn, numbers, constants, warps, stages, place, *dtypes)
+        key = (kernel.fn, numbers, constants, warps, stages, device, *dtypes)
         kept = _kept.get(key)
         if kept is not None:
             run, function, metadata, _ = kept

@@ -23,7 +23,15 @@ def _kernels() -> ModuleType:
     return merge_norm_triton
 
 
-def _neighbours(x: Tensor) -> Tensor:
+def merge_neighbours(x: Tensor) -> Tensor:
+    """The 2x2 neighbours of each cell, as :func:`merge_layer_norm` takes them.
+
+    Args:
+        x: Map (B, H, W, C).
+
+    Returns:
+        Map (B, ceil(H / 2), ceil(W / 2), 4C).
+    """
     height, width = x.shape[1:3]
     x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
     # One copy here and one in the backward; slices of every second cell
@@ -78,5 +86,5 @@ def merge_layer_norm(
         )
     kernels = choose_fused(x, backend) == 'triton'
     if not kernels or torch.is_grad_enabled() or watched():
-        return layer_norm(_neighbours(x), weight, bias, eps, backend)
+        return layer_norm(merge_neighbours(x), weight, bias, eps, backend)
     return _kernels().merge_forward(x, weight, bias, eps, autocast_dtype(x))

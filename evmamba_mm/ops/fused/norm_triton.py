@@ -119,7 +119,8 @@ def _backward_kernel(
             dgate = dout * affine * open_ * (1 + gate * (1 - open_))
             store_rows(dgate_ptr, rows, C, columns, mask, dgate)
             dout *= gate * open_
-        dweight += dout * normed
+        # Without an eps a row outside is not zero any more.
+        dweight += tl.where(mask, dout * normed, 0.0)
         dbias += dout
         dnormed = dout * weight[None, :]
         along = tl.sum(dnormed * normed, axis=1) / C

@@ -61,9 +61,9 @@ def _sum_kernel(
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, row_stride, columns, mask)
-        # A row outside is all zero, and stays so.
         normed, _ = normalise(x, inside, eps, C)
-        total += normed
+        # Without an eps a row outside is not zero any more.
+        total += tl.where(mask, normed, 0.0)
     places = sums_ptr + program.to(tl.int64) * C + columns
     tl.store(places, tl.sum(total, axis=0), mask=inside)
 

@@ -152,3 +152,26 @@ def test_a_linear_map_that_does_not_fit():
     values = arguments() | {'linear': torch.zeros(12, 23)}
     with pytest.raises(ValueError, match=r'linear must have shape \(C, 24\)'):
         norm_gate_linear(**values, eps=1e-5)
+
+
+def test_one_token_has_gradients(device):
+    values = kernel_arguments((24,), 12, torch.float32, device)
+    leaves = {name: x.requires_grad_() for name, x in values.items()}
+    gradients = [
+        torch.autograd.grad(
+            norm_gate_linear(**leaves, eps=1e-5, backend=backend).sum(),
+            list(leaves.values()),
+        )
+        for backend in ('triton', 'torch')
+    ]
+    for pair in zip(*gradients, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_gate_that_is_shut_far(device):
+    values = kernel_arguments((3, 24), 12, torch.bfloat16, device)
+    values['gate'].fill_(-2e38)
+    values['weight'].fill_(4)
+    z = norm_gate_linear(**values, eps=1e-5, backend='triton')
+    assert z.eq(0).all()

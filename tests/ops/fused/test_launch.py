@@ -116,7 +116,6 @@ def test_first_launch_is_by_the_jit_and_the_next_is_not(knobs):
         dict(tensors=(OnGpu(), None, OnGpu(dtype=torch.float16))),
         dict(tensors=(OnGpu(), OnGpu(), None)),
         dict(tensors=(OnGpu(), OnGpu(), OnGpu())),
-        dict(tensors=(OnGpu(), None, OnGpu(device=1))),
     ],
     ids=[
         'int',
@@ -128,7 +127,6 @@ def test_first_launch_is_by_the_jit_and_the_next_is_not(knobs):
         'dtype',
         'absent',
         'present',
-        'device-of-one',
     ],
 )
 def test_what_the_jit_would_see_is_compiled_anew(change, knobs):
@@ -140,6 +138,14 @@ def test_what_the_jit_would_see_is_compiled_anew(change, knobs):
     start(kernel, **change)
     assert len(kernel.by_jit) == 2
     assert [len(made.started) for made in kernel.made] == [1, 1]
+
+
+def test_tensors_of_two_gpus_are_left_to_the_jit(knobs):
+    kernel, apart = Kernel(), (OnGpu(), None, OnGpu(device=1))
+    for _ in range(2):
+        start(kernel, tensors=apart)
+    assert len(kernel.by_jit) == 2
+    assert not any(made.started for made in kernel.made)
 
 
 def test_stages_reach_the_jit(knobs):

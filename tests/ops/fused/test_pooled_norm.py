@@ -274,3 +274,17 @@ def test_wrong_shape_is_named(name):
     arguments[name] = arguments[name][:7]
     with pytest.raises(ValueError, match=f'{name} must have shape .*7'):
         pooled_layer_norm(**arguments)
+
+
+def test_without_eps(device):
+    """Rows beyond the map have no variance."""
+    values = dict(
+        x=normal(1, 3, 3, 7, dtype=torch.float32, device=device),
+        weight=normal(7, dtype=torch.float32, device=device, seed=1),
+        bias=normal(7, dtype=torch.float32, device=device, seed=2),
+    )
+
+    def op(x, weight, bias, backend):
+        return pooled_layer_norm(x, weight, bias, 0.0, backend)
+
+    assert_kernel_is_right(op, values, torch.float32)
