@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import patch_layer_norm
 from .image import check_image
 from .layer_norm import LayerNorm
-from .plain import is_plain
+from .plain import is_plain_and_unseen
 from .prepared import InferenceWeight, ready_or_own
 
 
@@ -43,7 +43,10 @@ class PatchEmbed(nn.Module):
         """
         check_image(image, self.conv)
         norm = self.norm
-        if not (is_plain(self.conv, nn.Conv2d) and is_plain(norm, LayerNorm)):
+        if not (
+            is_plain_and_unseen(self.conv, nn.Conv2d)
+            and is_plain_and_unseen(norm, LayerNorm)
+        ):
             return norm(self.conv(image).permute(0, 2, 3, 1))
         weight, bias = ready_or_own(self.conv)
         return patch_layer_norm(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import merge_layer_norm, merge_neighbours
 from .layer_norm import LayerNorm
 from .linear import init_linear
-from .plain import is_plain
+from .plain import is_plain_and_unseen
 from .prepared import InferenceWeight, apply_linear
 
 
@@ -38,7 +38,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), out)."""
         norm = self.norm
-        if is_plain(norm, LayerNorm):
+        if is_plain_and_unseen(norm, LayerNorm):
             x = merge_layer_norm(x, norm.weight, norm.bias, norm.eps)
         else:
             x = norm(merge_neighbours(x))

@@ -17,16 +17,17 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer may be read instead of called.
 
     It must be called if it is another class, such as an adapter or a
-    parametrised one, if it has hooks, as a pruned one has, or if its weight
-    is more than memory, as a sharded or quantised one is.
+    parametrised one, if its weight is no parameter, as of a pruned one, or
+    more than memory, as of a sharded or quantised one.
 
     Args:
         layer: The layer, with a weight.
         kind: The class that is read.
     """
     weight = layer._parameters.get('weight')
-    return (
-        type(layer) is kind
-        and type(weight) in (nn.Parameter, Tensor)
-        and not has_hooks(layer)
-    )
+    return type(layer) is kind and type(weight) in (nn.Parameter, Tensor)
+
+
+def is_plain_and_unseen(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """The same of a layer that is called where someone waits for it."""
+    return is_plain(layer, kind) and not has_hooks(layer)

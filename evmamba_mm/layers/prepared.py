@@ -27,7 +27,7 @@ from ..ops import (
     choose_fused,
     watched,
 )
-from .plain import is_plain
+from .plain import is_plain, is_plain_and_unseen
 
 _thread = threading.local()
 
@@ -343,6 +343,6 @@ def ready_or_own(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor | None]:
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Call a linear layer, with its ready weight if there is one."""
     ready = ready_weight(layer)
-    if ready is None or not is_plain(layer, nn.Linear):
+    if ready is None or not is_plain_and_unseen(layer, nn.Linear):
         return layer(x)
     return F.linear(x, *ready)

@@ -13,7 +13,7 @@ from ..ops import (
     squeeze_excite_gates,
 )
 from .linear import init_linear
-from .plain import is_plain
+from .plain import is_plain, is_plain_and_unseen
 from .prepared import InferenceWeight, ready_or_own
 
 
@@ -41,7 +41,9 @@ class SqueezeExcite(nn.Module):
         """Gate of each map before its sigmoid, (B, C) each."""
         norm, reduce = self.norm, self.global_reduce
         expand = self.channel_select
-        if not (is_plain(reduce, nn.Linear) and is_plain(expand, nn.Linear)):
+        if not all(
+            is_plain_and_unseen(layer, nn.Linear) for layer in (reduce, expand)
+        ):
             pooled = pooled_layer_norms(maps, norm.weight, norm.bias, norm.eps)
             pooled = pooled.to(reduce.weight.dtype)
             return expand(F.gelu(reduce(pooled))).chunk(len(maps))
