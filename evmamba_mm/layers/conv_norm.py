@@ -111,17 +111,13 @@ def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.linear(x, weight.flatten(1), bias)
 
 
-def pointwise_norm_act(
-    x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str = 'none'
-) -> Tensor:
-    """1x1 convolution, norm and activation of a map (B, H, W, C)."""
+def pointwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """1x1 convolution and norm of a map (B, H, W, C)."""
     ready = folded(x, conv, norm, autocast_dtype(x))
     if ready is not None:
         weight, bias = ready
-        y = F.linear(x, weight.flatten(1), bias)
-        return F.relu_(y) if activation == 'relu' else _activate(y, activation)
-    y = pointwise_conv(x, conv)
-    return norm_act(norm, y, activation)
+        return F.linear(x, weight.flatten(1), bias)
+    return norm_act(norm, pointwise_conv(x, conv), 'none')
 
 
 def depthwise_conv(

@@ -6,7 +6,7 @@ Shape letters: B batch, H W map, C channels.
 from torch import Tensor, nn
 
 from ..ops import autocast_dtype, gated_linear_add, scale_add
-from .conv_norm import folded, pointwise_depthwise, pointwise_norm_act
+from .conv_norm import folded, pointwise_depthwise, pointwise_norm
 from .drop_path import DropPath
 from .plain import has_hooks
 from .prepared import InferenceWeight
@@ -71,5 +71,5 @@ class InvertedResidual(nn.Module):
             weight, bias = ready
             logits = self.se.gates(y)
             return gated_linear_add(x, y, logits, weight.flatten(1), bias)
-        y = pointwise_norm_act(self.se(y), conv, norm)
+        y = pointwise_norm(self.se(y), conv, norm)
         return scale_add(x, y, scale=scale)

@@ -21,6 +21,8 @@ from evmamba_mm.layers import (
 )
 from evmamba_mm.ops.scan_cuda import kernel_rows
 
+from .norms import set_norms
+
 pytest.importorskip('triton', reason='triton is not installed')
 
 
@@ -50,12 +52,7 @@ def device(monkeypatch):
 def backbone(device):
     torch.manual_seed(0)
     module = Backbone()
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.running_mean)
-            nn.init.uniform_(norm.running_var, 0.5, 2)
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
+    set_norms(module)
     return module.to(device).eval()
 
 

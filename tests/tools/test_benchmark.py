@@ -344,6 +344,18 @@ def test_points_of_one_setting(change, message):
         throughput.points_of(measured, accuracy, 'eager', 'inference')
 
 
+def test_a_model_that_is_there_twice_is_refused():
+    with pytest.raises(ValueError, match='several rows'):
+        throughput.points_of(
+            [row().texts()] * 2, {'a:b': ('A', 70.0)}, 'eager', 'inference'
+        )
+
+
+def test_every_input_is_made_before_the_clock_runs():
+    inputs = modes.INPUTS, scans.INPUTS, detection.INPUTS
+    assert timing.OTHERS >= max(inputs)
+
+
 def test_rows_are_chosen_by_batch_and_size():
     measured = [row(batch=batch).texts() for batch in (2, 9)]
     measured.append(row('c:d', 'graph', batch=9).texts())

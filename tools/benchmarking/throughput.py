@@ -61,9 +61,15 @@ def points_of(rows, accuracies, mode, phase):
                 f'phase {phase!r} have {", ".join(values)}; --batch and '
                 '--size choose'
             )
-    points = []
+    points, seen = [], set()
     for row in rows:
         model = row['model']
+        if model in seen:
+            raise ValueError(
+                f'{model!r} has several rows of mode {mode!r} and phase '
+                f'{phase!r}; a figure shows one'
+            )
+        seen.add(model)
         if model not in accuracies:
             print(f'left out: {model}: no top1 is given', file=sys.stderr)
             continue

@@ -3,25 +3,19 @@
 Shape letters: B batch, H W map, C channels.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import autocast_dtype, choose_fused
-from .shortcut import short_call, short_differentiable, watched
+from .shortcut import lazy_kernels, short_call, short_differentiable, watched
 from .tiles import empty_gradient
 
 ACTIVATIONS = ('none', 'relu', 'gelu')
 
 
-@functools.cache
-def _statistics_kernels() -> ModuleType:
-    from . import batch_statistics_triton
-
-    return batch_statistics_triton
+_kernels = lazy_kernels('batch_norm_triton')
+_statistics_kernels = lazy_kernels('batch_statistics_triton')
 
 
 def _statistics(
@@ -65,14 +59,6 @@ def _run_statistics(
         for running in (running_mean, running_var):
             torch.autograd.graph.increment_version(running)
     return _statistics(x, running_mean, running_var, momentum)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import batch_norm_triton
-
-    return batch_norm_triton
 
 
 def _forward(

@@ -3,26 +3,18 @@
 Shape letters: B batch, H W map, C channels.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import autocast_dtype, choose_fused
-from .shortcut import short_call, short_differentiable
+from .shortcut import lazy_kernels, short_call, short_differentiable
 
 ACTIVATIONS = ('none', 'relu', 'gelu', 'silu')
 INPUT_ACTIVATIONS = ('none', 'relu')
 
 
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import depthwise_triton
-
-    return depthwise_triton
+_kernels = lazy_kernels('depthwise_triton')
 
 
 def _forward(

@@ -1,21 +1,12 @@
 """A convolution and the evaluation batch norm behind it as one convolution."""
 
-import functools
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from .choice import choose_fused
-from .shortcut import short_call
+from .shortcut import lazy_kernels, short_call
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import fold_triton
-
-    return fold_triton
+_kernels = lazy_kernels('fold_triton')
 
 
 def _forward(

@@ -3,9 +3,6 @@
 Shape letters: D channels of the tokens, C outputs.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,18 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from . import norm
 from .choice import autocast_dtype, choose_fused
-from .shortcut import watched
+from .shortcut import lazy_kernels, watched
 
 # Rows of more channels would not fit into the registers of a program.
 MAX_KERNEL_CHANNELS = 256
 
 
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import gated_linear_triton
-
-    return gated_linear_triton
+_kernels = lazy_kernels('gated_linear_triton')
 
 
 def _forward(

@@ -3,23 +3,14 @@
 Shape letters: B batch, H W map, D channels, C outputs.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import autocast_dtype, choose_fused
-from .shortcut import watched
+from .shortcut import lazy_kernels, watched
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import gated_linear_add_triton
-
-    return gated_linear_add_triton
+_kernels = lazy_kernels('gated_linear_add_triton')
 
 
 def _twin(

@@ -3,27 +3,19 @@
 Shape letters: B batch, H W map, D channels, P outputs, K parameter sets.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..atrous import atrous_parameter_sets, check_step_size
 from .choice import choose_fused
-from .shortcut import short_call, short_differentiable
+from .shortcut import lazy_kernels, short_call, short_differentiable
 
 # A wider result would not fit into the registers of a program.
 MAX_KERNEL_OUTPUTS = 256
 
 
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import group_linear_triton
-
-    return group_linear_triton
+_kernels = lazy_kernels('group_linear_triton')
 
 
 def _forward(u: Tensor, weight: Tensor, step_size: int) -> Tensor:

@@ -10,6 +10,8 @@ variables have changed: the kernels read none. It finds the options that the
 environment sets: what runs already it does not compile again for these.
 """
 
+import functools
+import logging
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -30,6 +32,8 @@ def _is_known(version: str) -> bool:
 
 # HIP has another driver.
 _KNOWN = _is_known(triton.__version__) and torch.version.hip is None
+_logger = logging.getLogger('evmamba_mm')
+
 # What the JIT takes for a multiple of 16 bytes it compiles for.
 _ALIGNMENT = 16
 _MOST_KEPT = 4096
@@ -40,6 +44,15 @@ _current_stream = getattr(torch._C, '_cuda_getCurrentRawStream', None)
 
 # A compiled kernel unloads its code when it goes, so it is kept as well.
 _kept: dict[tuple, tuple[Any, Any, Any, CompiledKernel]] = {}
+
+
+@functools.cache
+def _say_unknown() -> None:
+    _logger.info(
+        'kernels are launched by the JIT of Triton %s, which takes the CPU '
+        'longer than the quick way known for Triton 3.6 to 3.8',
+        triton.__version__,
+    )
 
 
 def _followed(kernel: Any) -> bool:
@@ -78,7 +91,10 @@ def _by_jit(
 ) -> Any:
     """What the JIT has launched: a compiled kernel, or None interpreted."""
     options = {} if stages is None else {'num_stages': stages}
-    return kernel[grid](*arguments, num_warps=warps, **options)
+    made = kernel[grid](*arguments, num_warps=warps, **options)
+    if not _KNOWN and isinstance(made, CompiledKernel):
+        _say_unknown()
+    return made
 
 
 def launch(

@@ -3,24 +3,15 @@
 Shape letters: B batch, H W map, C channels.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import autocast_dtype, choose_fused
 from .norm import layer_norm
-from .shortcut import watched
+from .shortcut import lazy_kernels, watched
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import merge_norm_triton
-
-    return merge_norm_triton
+_kernels = lazy_kernels('merge_norm_triton')
 
 
 def merge_neighbours(x: Tensor) -> Tensor:

@@ -3,24 +3,15 @@
 Shape letters: C channels.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import autocast_dtype, choose_fused
-from .shortcut import short_call, short_differentiable
+from .shortcut import lazy_kernels, short_call, short_differentiable
 from .tiles import empty_gradient
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import norm_triton
-
-    return norm_triton
+_kernels = lazy_kernels('norm_triton')
 
 
 def norm_forward(

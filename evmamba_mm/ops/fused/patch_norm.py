@@ -4,9 +4,6 @@ Shape letters: B batch, I channels of the image, H W image, P side of a patch,
 C channels.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,18 +11,13 @@ from torch.autograd.function import once_differentiable
 
 from .choice import autocast_dtype, choose_fused
 from .norm import check_norm, layer_norm, norm_backward
-from .shortcut import watched
+from .shortcut import lazy_kernels, watched
 
 # A wider result would not fit into the registers of a program.
 MAX_KERNEL_CHANNELS = 256
 
 
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import patch_norm_triton
-
-    return patch_norm_triton
+_kernels = lazy_kernels('patch_norm_triton')
 
 
 def _patches(image: Tensor, side: int) -> Tensor:

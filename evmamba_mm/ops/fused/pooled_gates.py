@@ -3,9 +3,7 @@
 Shape letters: N maps, B batch, H W map, C channels, E hidden channels.
 """
 
-import functools
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +11,13 @@ from torch import Tensor
 
 from .choice import choose_fused
 from .pooled_norm import check_maps, pooled_layer_norms
-from .shortcut import watched
+from .shortcut import lazy_kernels, watched
 
 # More weights would not fit into the registers of a program.
 MAX_KERNEL_WEIGHTS = 8192
 
 
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import pooled_gates_triton
-
-    return pooled_gates_triton
+_kernels = lazy_kernels('pooled_gates_triton')
 
 
 def _fits(channels: int, hidden: int) -> bool:

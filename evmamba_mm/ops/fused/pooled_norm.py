@@ -3,25 +3,17 @@
 Shape letters: N maps, B batch, H W map, C channels.
 """
 
-import functools
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from .choice import choose_fused
 from .norm import check_norm, norm_twin
-from .shortcut import short_call, short_differentiable
+from .shortcut import lazy_kernels, short_call, short_differentiable
 from .tiles import empty_gradient
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import pooled_norm_triton
-
-    return pooled_norm_triton
+_kernels = lazy_kernels('pooled_norm_triton')
 
 
 def _forward(

@@ -4,22 +4,16 @@ Batch norms folded into the weights before them and casts to the autocast
 dtype take a launch a weight otherwise, and the CPU longer than the GPU.
 """
 
-import functools
 import struct
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .shortcut import lazy_kernels
 
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import prepare_triton
-
-    return prepare_triton
+_kernels = lazy_kernels('prepare_triton')
 
 
 class BatchNormTensors(NamedTuple):

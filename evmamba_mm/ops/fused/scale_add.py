@@ -3,23 +3,14 @@
 Shape letters: B batch, H W map, C channels.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from .choice import choose_fused
-from .shortcut import short_call, short_differentiable
+from .shortcut import lazy_kernels, short_call, short_differentiable
 from .tiles import empty_gradient
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import scale_add_triton
-
-    return scale_add_triton
+_kernels = lazy_kernels('scale_add_triton')
 
 
 def _forward(

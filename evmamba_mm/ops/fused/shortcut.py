@@ -5,10 +5,30 @@ as one step. In a plain eager run none of them is there, and the way through
 the dispatcher takes the CPU longer than the launch itself.
 """
 
+import functools
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch.autograd.function import once_differentiable
+
+
+def lazy_kernels(name: str) -> Callable[[], ModuleType]:
+    """Function that gives a file of kernels, imported when it is first called.
+
+    These files are the first to import Triton, which may be absent. An import
+    statement in each call takes the CPU longer than this.
+
+    Args:
+        name: Of the file in this folder, without its ending.
+    """
+
+    @functools.cache
+    def load() -> ModuleType:
+        return importlib.import_module(f'.{name}', __package__)
+
+    return load
 
 
 def watched() -> bool:

@@ -3,24 +3,15 @@
 Shape letters: B batch, H W map, C channels, E hidden channels.
 """
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import autocast_dtype, choose_fused
-from .shortcut import short_call, short_differentiable, watched
+from .shortcut import lazy_kernels, short_call, short_differentiable, watched
 from .tiles import as_rows, empty_gradient
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """The kernels, which are the first to import Triton."""
-    from . import squeeze_excite_triton
-
-    return squeeze_excite_triton
+_kernels = lazy_kernels('squeeze_excite_triton')
 
 
 def _forward(

@@ -80,6 +80,24 @@ def assert_kernel_is_right(
         assert relative_error(value, exact[name]) <= bound, name
 
 
+def assert_inference_is_right(
+    op,
+    actual: Tensor,
+    arguments: dict[str, Tensor],
+    dtype: torch.dtype,
+    least: float = 1e-5,
+) -> None:
+    """What a kernel without gradients gave is as near to fp64 as the twin."""
+    wide = {name: x.double() for name, x in arguments.items()}
+    exact = op(**wide, backend='torch')
+    twin = op(**arguments, backend='torch')
+    assert actual.dtype == twin.dtype and actual.shape == twin.shape
+    assert actual.is_contiguous()
+    factor = 4 if dtype == torch.bfloat16 else 2
+    bound = max(least, factor * relative_error(twin, exact))
+    assert relative_error(actual, exact) <= bound
+
+
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     """Bit for bit."""
     assert first.keys() == second.keys()

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +8,7 @@ from evmamba_mm.ops.fused import norm_gate_linear
 from evmamba_mm.ops.fused.gated_linear import _NormGateLinear
 
 from ..scan_cases import devices, relative_error, value_and_gradients
-from .kernel_cases import DTYPES, normal
+from .kernel_cases import DTYPES, assert_inference_is_right, normal
 
 NAMES = ('y', 'gate', 'weight', 'bias', 'linear')
 
@@ -82,15 +84,9 @@ def kernel_arguments(shape, outputs, dtype, device):
     )
 
 
-def assert_near(actual, values, dtype):
-    """The kernel beside fp64, and no worse than plain torch."""
-    wide = {name: x.double() for name, x in values.items()}
-    exact = norm_gate_linear(**wide, eps=1e-5, backend='torch')
-    twin = norm_gate_linear(**values, eps=1e-5, backend='torch')
-    assert actual.dtype == twin.dtype and actual.shape == twin.shape
-    factor = 4 if dtype == torch.bfloat16 else 2
-    bound = max(1e-5, factor * relative_error(twin, exact))
-    assert relative_error(actual, exact) <= bound
+assert_near = partial(
+    assert_inference_is_right, partial(norm_gate_linear, eps=1e-5)
+)
 
 
 @torch.no_grad()

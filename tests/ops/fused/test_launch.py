@@ -221,7 +221,9 @@ def test_known_versions(version, known):
     assert launch_module._is_known(version) == known
 
 
-def test_unknown_version_is_always_by_the_jit(knobs, monkeypatch):
+def test_unknown_version_is_always_by_the_jit(knobs, monkeypatch, caplog):
+    caplog.set_level('INFO', 'evmamba_mm')
+    launch_module._say_unknown.cache_clear()
     monkeypatch.setattr(launch_module, '_KNOWN', False)
     # An old one has none.
     monkeypatch.delattr(triton, 'knobs')
@@ -229,6 +231,7 @@ def test_unknown_version_is_always_by_the_jit(knobs, monkeypatch):
     for _ in range(3):
         start(kernel)
     assert len(kernel.by_jit) == 3
+    assert sum('takes the CPU' in x for x in caplog.messages) == 1
 
 
 def test_what_is_not_a_compiled_kernel_is_not_kept(knobs):

@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import product
 
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from evmamba_mm.ops import merge_layer_norm
 
 from ..scan_cases import relative_error
-from .kernel_cases import DTYPES, normal
+from .kernel_cases import DTYPES, assert_inference_is_right, normal
 
 SHAPES = {
     'even': (2, 4, 6, 48),
@@ -31,16 +32,7 @@ def arguments(shape, dtype=torch.float64, device='cpu'):
     )
 
 
-def assert_near(actual, values, dtype):
-    """The kernel beside fp64, and no worse than plain torch."""
-    wide = {name: x.double() for name, x in values.items()}
-    exact = merge_layer_norm(**wide, backend='torch')
-    twin = merge_layer_norm(**values, backend='torch')
-    assert actual.dtype == twin.dtype and actual.shape == twin.shape
-    assert actual.is_contiguous()
-    factor = 4 if dtype == torch.bfloat16 else 2
-    bound = max(1e-5, factor * relative_error(twin, exact))
-    assert relative_error(actual, exact) <= bound
+assert_near = partial(assert_inference_is_right, merge_layer_norm)
 
 
 def test_twin_follows_the_definition():

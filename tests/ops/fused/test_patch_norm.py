@@ -1,4 +1,5 @@
 import contextlib
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +8,12 @@ import torch.nn.functional as F
 from evmamba_mm.ops import patch_layer_norm
 
 from ..scan_cases import relative_error
-from .kernel_cases import DTYPES, assert_kernel_is_right, normal
+from .kernel_cases import (
+    DTYPES,
+    assert_inference_is_right,
+    assert_kernel_is_right,
+    normal,
+)
 
 # Image, channels of the result, side of a patch.
 CASES = {
@@ -39,15 +45,7 @@ def arguments(shape, channels, side, dtype=torch.float64, device='cpu'):
     )
 
 
-def assert_near(actual, values, dtype):
-    """The kernel beside fp64, and no worse than plain torch."""
-    wide = {name: x.double() for name, x in values.items()}
-    exact = patch_layer_norm(**wide, backend='torch')
-    twin = patch_layer_norm(**values, backend='torch')
-    assert actual.dtype == twin.dtype and actual.shape == twin.shape
-    factor = 4 if dtype == torch.bfloat16 else 2
-    bound = max(2e-5, factor * relative_error(twin, exact))
-    assert relative_error(actual, exact) <= bound
+assert_near = partial(assert_inference_is_right, patch_layer_norm, least=2e-5)
 
 
 def test_twin_follows_the_definition():
