@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 TABLES = {
     'README.md': [('', 'h200.csv', 'images_per_s')],
     'docs/kernels.md': [
-        (' h200_training.csv', 'h200_training.csv', 'images_per_s'),
-        (' h200_one_image.csv ms', 'h200_one_image.csv', 'ms'),
         (' h200_detection.csv ms', 'h200_detection.csv', 'ms'),
+        (' h200_scan.csv ms', 'h200_scan.csv', 'ms'),
+        (' h200_sizes.csv ms', 'h200_sizes.csv', 'ms'),
     ],
 }
 
