@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import scale_add
 from .conv_norm import depthwise_norm_act, pointwise_conv
 from .drop_path import DropPath
-from .layer_norm import LayerNorm
+from .layer_norm import LayerNorm, norm_branches
 from .prepared import InferenceWeight
 from .squeeze_excite import SqueezeExcite
 
@@ -78,10 +78,10 @@ class EVSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        n = self.norm(x)
+        n, same, x = norm_branches(self.norm, x)
         y, scale = self.mixer(n), self.drop_path.sample_scale(x)
         if not self.fusion:
             return scale_add(x, y, scale=scale)
-        local = self.conv_branch(n)
+        local = self.conv_branch(same)
         gate_y, gate_local = self.se.gates(y, local)
         return scale_add(x, y, gate_y, local, gate_local, scale)

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from ..ops import layer_norm
+from ..ops import layer_norm, layer_norm_branches
+from .plain import is_plain_and_unseen
 
 
 class LayerNorm(nn.LayerNorm):
@@ -21,3 +22,16 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise tokens (..., C)."""
         return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+def norm_branches(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The normed tokens for two branches, and the tokens for a third.
+
+    Args:
+        norm: The norm, most often a :class:`LayerNorm`.
+        x: Tokens (..., C).
+    """
+    if is_plain_and_unseen(norm, LayerNorm):
+        return layer_norm_branches(x, norm.weight, norm.bias, norm.eps)
+    normed = norm(x)
+    return normed, normed, x

@@ -8,7 +8,7 @@ from .gated_linear import norm_gate_linear
 from .gated_linear_add import gated_linear_add
 from .group_linear import group_linear
 from .merge_norm import merge_layer_norm, merge_neighbours
-from .norm import layer_norm, layer_norm_gate
+from .norm import layer_norm, layer_norm_branches, layer_norm_gate
 from .patch_norm import patch_layer_norm
 from .pooled_gates import pooled_gates
 from .pooled_norm import pooled_layer_norm, pooled_layer_norms
@@ -39,6 +39,7 @@ __all__ = [
     'gated_linear_add',
     'group_linear',
     'layer_norm',
+    'layer_norm_branches',
     'layer_norm_gate',
     'merge_layer_norm',
     'merge_neighbours',

@@ -6,6 +6,7 @@ Shape letters: B batch, H W map, C channels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .choice import autocast_dtype, choose_fused
 from .norm import layer_norm
@@ -31,6 +32,29 @@ def merge_neighbours(x: Tensor) -> Tensor:
     return cells.permute(0, 1, 3, 4, 2, 5).flatten(3)
 
 
+class _MergeLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, dtype):
+        ctx.save_for_backward(x, weight)
+        ctx.eps, ctx.bias_dtype = eps, bias.dtype
+        return _kernels().merge_forward(x, weight, bias, eps, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        x, weight = ctx.saved_tensors
+        dx, (dweight, dbias) = _kernels().merge_backward(
+            dout, x, weight, ctx.eps
+        )
+        return (
+            dx,
+            dweight.to(weight.dtype),
+            dbias.to(ctx.bias_dtype),
+            None,
+            None,
+        )
+
+
 def merge_layer_norm(
     x: Tensor,
     weight: Tensor,
@@ -42,7 +66,7 @@ def merge_layer_norm(
 
     The neighbours stand in the order (0, 0), (1, 0), (0, 1), (1, 1) as (row,
     column). Odd sizes are padded with zeros on the right and at the bottom,
-    which count in the norm. Without gradients one kernel does both.
+    which count in the norm.
 
     Args:
         x: Map (B, H, W, C), H and W at least 1.
@@ -75,7 +99,8 @@ def merge_layer_norm(
             f'{tuple(x.shape)}, got {tuple(weight.shape)} and '
             f'{tuple(bias.shape)}'
         )
-    kernels = choose_fused(x, backend) == 'triton'
-    if not kernels or torch.is_grad_enabled() or watched():
+    if choose_fused(x, backend) == 'torch' or watched():
         return layer_norm(merge_neighbours(x), weight, bias, eps, backend)
-    return _kernels().merge_forward(x, weight, bias, eps, autocast_dtype(x))
+    differentiable = torch.is_grad_enabled()
+    run = _MergeLayerNorm.apply if differentiable else _kernels().merge_forward
+    return run(x, weight, bias, eps, autocast_dtype(x))

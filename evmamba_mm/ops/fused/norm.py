@@ -6,9 +6,10 @@ Shape letters: C channels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .choice import autocast_dtype, choose_fused
-from .shortcut import lazy_kernels, short_call, short_differentiable
+from .shortcut import lazy_kernels, short_call, short_differentiable, watched
 from .tiles import empty_gradient
 
 _kernels = lazy_kernels('norm_triton')
@@ -86,6 +87,38 @@ def _differentiate(ctx, dout):
 _run = short_differentiable(_layer_norm, norm_forward, _keep, _differentiate)
 
 
+class _Branches(torch.autograd.Function):
+    """Norm for two branches beside a third, which takes what goes in."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, dtype):
+        normed = norm_forward(x, None, weight, bias, eps, dtype)
+        ctx.save_for_backward(x, weight, bias)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        # Each branch has an output of its own, and so a gradient of its own.
+        return normed, normed.detach(), x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dleft, dright, dx):
+        if dleft is None:
+            dleft, dright = dright, None
+        if dleft is None:
+            return dx, None, None, None, None
+        x, weight, bias = ctx.saved_tensors
+        dx, _, (dweight, dbias) = _kernels().backward(
+            dleft, x, None, weight, bias, ctx.eps, dright, dx
+        )
+        return (
+            dx,
+            dweight.to(weight.dtype),
+            dbias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
 def norm_twin(
     x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
@@ -160,6 +193,41 @@ def layer_norm(
     if choose_fused(x, backend) == 'triton':
         return _run(x, None, weight, bias, eps, dtype)
     return norm_twin(x, None, weight, bias, eps).to(dtype)
+
+
+def layer_norm_branches(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    backend: str = 'auto',
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm for two branches, beside a third without it.
+
+    The gradients of the three are added up where that of the norm is made,
+    instead of in two more passes.
+
+    Args:
+        x: Tokens, (..., C).
+        weight: Scale of each channel, (C,).
+        bias: Shift of each channel, (C,).
+        eps: Added to the variance.
+        backend: See :func:`layer_norm`.
+
+    Returns:
+        The result of :func:`layer_norm` twice, which may share their memory,
+        and ``x``.
+
+    Raises:
+        ValueError: As :func:`layer_norm`.
+        ImportError: As :func:`layer_norm`.
+    """
+    unseen = torch.is_grad_enabled() and not watched()
+    if unseen and choose_fused(x, backend) == 'triton':
+        check_norm(x, weight, bias)
+        return _Branches.apply(x, weight, bias, eps, autocast_dtype(x))
+    normed = layer_norm(x, weight, bias, eps, backend)
+    return normed, normed, x
 
 
 def layer_norm_gate(

@@ -15,7 +15,7 @@ from .launch import launch
 from .pixels import pixel_rows
 from .tiles import as_rows, dense_like, empty_gradient, row_tile, split_rows
 
-_MOST_PARTIAL_SUMS = 1056
+MOST_PARTIAL_SUMS = 1056
 
 
 @triton.jit
@@ -25,6 +25,16 @@ def normalise(x, inside, eps, C: tl.constexpr):
     centred = tl.where(inside[None, :], x - mean[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
     return centred * rstd[:, None], rstd
+
+
+@triton.jit
+def differentiate(dout, normed, rstd, weight, C: tl.constexpr):
+    """Gradient of the rows that are normalised and scaled."""
+    dnormed = dout * weight[None, :]
+    along = tl.sum(dnormed * normed, axis=1) / C
+    level = tl.sum(dnormed, axis=1) / C
+    dx = dnormed - level[:, None] - normed * along[:, None]
+    return dx * rstd[:, None]
 
 
 @triton.jit
@@ -82,12 +92,16 @@ def _backward_kernel(
     dgate_ptr,
     sums_ptr,
     dout_ptr,
+    more_ptr,
+    through_ptr,
     x_ptr,
     gate_ptr,
     weight_ptr,
     bias_ptr,
     tokens,
     dout_stride,
+    more_stride,
+    through_stride,
     x_stride,
     gate_stride,
     steps,
@@ -110,6 +124,8 @@ def _backward_kernel(
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, x_stride, columns, mask)
         dout = load_rows(dout_ptr, rows, dout_stride, columns, mask)
+        if more_ptr is not None:
+            dout += load_rows(more_ptr, rows, more_stride, columns, mask)
         if GATED:
             gate = load_rows(gate_ptr, rows, gate_stride, columns, mask)
         normed, rstd = normalise(x, inside, eps, C)
@@ -122,11 +138,10 @@ def _backward_kernel(
         # Without an eps a row outside is not zero any more.
         dweight += tl.where(mask, dout * normed, 0.0)
         dbias += dout
-        dnormed = dout * weight[None, :]
-        along = tl.sum(dnormed * normed, axis=1) / C
-        level = tl.sum(dnormed, axis=1) / C
-        dx = dnormed - level[:, None] - normed * along[:, None]
-        store_rows(dx_ptr, rows, C, columns, mask, dx * rstd[:, None])
+        dx = differentiate(dout, normed, rstd, weight, C)
+        if through_ptr is not None:
+            dx += load_rows(through_ptr, rows, through_stride, columns, mask)
+        store_rows(dx_ptr, rows, C, columns, mask, dx)
     places = sums_ptr + tl.program_id(0) * (2 * C) + columns
     tl.store(places, tl.sum(dweight, axis=0), mask=inside)
     tl.store(places + C, tl.sum(dbias, axis=0), mask=inside)
@@ -177,8 +192,20 @@ def backward(
     weight: Tensor,
     bias: Tensor,
     eps: float,
+    more: Tensor | None = None,
+    through: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the backward.
+
+    Args:
+        dout: Gradient of the result.
+        x: What was normalised.
+        gate: Its gate, or None.
+        weight: Scale of each channel.
+        bias: Shift of each channel.
+        eps: Added to the variance.
+        more: A second gradient of the result, to be added.
+        through: Gradient that x has besides, to be added to its own.
 
     Returns:
         Gradients of x, of the gate (an empty tensor without one), and of
@@ -187,26 +214,28 @@ def backward(
     channels = x.shape[-1]
     gated = gate is not None
     dx, dgate = empty_gradient(x, x), empty_gradient(gate, x)
-    dout, x = (as_rows(map_, (-1, channels)) for map_ in (dout, x))
-    gate = as_rows(gate, (-1, channels)) if gated else x
+    dout, more, through, x, gate = maps = [
+        None if map_ is None else as_rows(map_, (-1, channels))
+        for map_ in (dout, more, through, x, gate)
+    ]
     tile = row_tile(channels)
     programs, steps = split_rows(
         x.shape[0],
         tile.rows,
         at_least=16,
         waves=2,
-        programs=_MOST_PARTIAL_SUMS,
+        programs=MOST_PARTIAL_SUMS,
     )
     sums = torch.empty(
         (programs, 2, channels), dtype=torch.float32, device=x.device
     )
     if programs > 0:
-        strides = dout.stride(0), x.stride(0), gate.stride(0)
+        strides = [0 if map_ is None else map_.stride(0) for map_ in maps]
         weight, bias = weight.contiguous(), bias.contiguous()
         launch(
             _backward_kernel,
             (programs, 1, 1),
-            (dx, dgate, sums, dout, x, gate, weight, bias),
+            (dx, dgate, sums, *maps, weight, bias),
             (x.shape[0], *strides, steps, float(eps)),
             (channels, tile.rows, tile.columns, gated),
             tile.warps,

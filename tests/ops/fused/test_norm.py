@@ -5,6 +5,7 @@ import torch
 
 from evmamba_mm.ops.fused import (
     layer_norm,
+    layer_norm_branches,
     layer_norm_gate,
     norm,
 )
@@ -85,7 +86,7 @@ def test_program_of_many_steps(op, gated, channels, device, monkeypatch):
     from evmamba_mm.ops.fused import norm_triton, tiles
 
     monkeypatch.setattr(tiles, '_MULTIPROCESSORS', 0)
-    monkeypatch.setattr(norm_triton, '_MOST_PARTIAL_SUMS', 2)
+    monkeypatch.setattr(norm_triton, 'MOST_PARTIAL_SUMS', 2)
     rows = 3 * tiles.row_tile(channels).rows + 20
     dtype = torch.float32
     arguments = norm_arguments((rows, channels), gated, dtype, device)
@@ -190,6 +191,71 @@ def test_wrong_shape_is_named(name):
     arguments[name] = arguments[name][..., :1]
     with pytest.raises(ValueError, match=f'{name} must have .*1,?'):
         layer_norm_gate(**arguments)
+
+
+def branches_summed(uses, **arguments):
+    """Of the three results, those in use with a factor each."""
+    three = layer_norm_branches(**arguments)
+    return sum(three[i] * factor for i, factor in uses.items())
+
+
+USES = {
+    'all': {0: 1, 1: -2, 2: 0.5},
+    'two-norms': {0: 1, 1: -2},
+    'first': {0: 3, 2: 0.5},
+    'second': {1: 3, 2: 0.5},
+    'third': {2: 0.5},
+}
+
+
+@pytest.mark.parametrize('dtype', DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
+def test_branches(shape, dtype, device):
+    op = partial(branches_summed, USES['all'])
+    arguments = norm_arguments(shape, False, dtype, device)
+    assert_kernel_is_right(op, arguments, dtype)
+
+
+@pytest.mark.parametrize('uses', USES.values(), ids=USES)
+def test_branches_without_a_gradient(uses, device):
+    arguments = norm_arguments((2, 5, 7, 48), False, torch.float32, device)
+    leaves = [x.requires_grad_() for x in arguments.values()]
+
+    def gradients(backend):
+        y = branches_summed(uses, **arguments, backend=backend)
+        return torch.autograd.grad(y.sum(), leaves, allow_unused=True)
+
+    pairs = zip(gradients('triton'), gradients('torch'), strict=True)
+    for kernel, twin in pairs:
+        assert (kernel is None) == (twin is None)
+        if twin is not None:
+            assert relative_error(kernel, twin) < 1e-5
+
+
+def test_branches_of_strided_gradients(device):
+    arguments = norm_arguments((2, 3, 5, 48), False, torch.float32, device)
+    leaves = [x.requires_grad_() for x in arguments.values()]
+    wide = [
+        normal(2, 48, 3, 5, dtype=torch.float32, device=device, seed=i)
+        for i in range(3)
+    ]
+
+    def gradients(backend):
+        three = layer_norm_branches(*leaves, backend=backend)
+        douts = [x.permute(0, 2, 3, 1) for x in wide]
+        return torch.autograd.grad(three, leaves, douts)
+
+    pairs = zip(gradients('triton'), gradients('torch'), strict=True)
+    for kernel, twin in pairs:
+        assert relative_error(kernel, twin) < 1e-5
+
+
+def test_branches_without_gradients_are_one(device):
+    arguments = norm_arguments((3, 48), False, torch.float32, device)
+    with torch.no_grad():
+        left, right, x = layer_norm_branches(**arguments, backend='triton')
+    assert left is right
+    assert x is arguments['x']
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
