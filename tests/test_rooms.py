@@ -45,6 +45,7 @@ ROOMS = {
             *(
                 ('triton', f'ops/fused/{name}_triton')
                 for name in (
+                    'activations',
                     'batch_norm',
                     'batch_statistics',
                     'depthwise',

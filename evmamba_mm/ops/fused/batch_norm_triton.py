@@ -8,23 +8,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .activations_triton import activate, slope
 from .batch_statistics_triton import add_up, place, sweep
 from .launch import launch
 from .norm_triton import load_rows, store_rows
-from .tiles import as_rows, dense_like, empty_gradient, split_rows
+from .tiles import (
+    as_rows,
+    dense_like,
+    empty_gradient,
+    pipeline_stages,
+    split_rows,
+)
 
 _WARPS = 8
-# The gradients fill more registers, which leave less room.
-_WARPS_BACKWARD = 4
-
-
-@triton.jit
-def _activate(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == 'relu':
-        z = tl.where(z < 0.0, 0.0, z)
-    elif ACTIVATION == 'gelu':
-        z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
-    return z
+# The gradients fill more registers: more programs that are smaller.
+_WARPS_BACKWARD = 2
+_MOST_BACKWARD = 1056
 
 
 @triton.jit
@@ -33,9 +32,7 @@ def _before_activation(dy, z, ACTIVATION: tl.constexpr):
     if ACTIVATION == 'relu':
         dy = tl.where(z > 0.0, dy, 0.0)
     elif ACTIVATION == 'gelu':
-        density = tl.exp(-0.5 * z * z) * 0.3989422804014327
-        half = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
-        dy *= half + z * density
+        dy *= slope(z, ACTIVATION)
     return dy
 
 
@@ -82,7 +79,7 @@ def _forward_kernel(
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, x_stride, columns, mask)
         z = (x - mean) * scale + bias
-        y = _activate(z, ACTIVATION)
+        y = activate(z, ACTIVATION)
         store_rows(y_ptr, rows, C, columns, mask, y)
 
 
@@ -105,6 +102,7 @@ def _parameters_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Parts of the gradients of weight and bias.
 
@@ -118,7 +116,7 @@ def _parameters_kernel(
     dweight = tl.zeros((ROWS, COLUMNS), tl.float32)
     dbias = tl.zeros((ROWS, COLUMNS), tl.float32)
     start = slot.to(tl.int64)
-    for turn in range(turns):
+    for turn in tl.range(turns, num_stages=STAGES):
         rows = (start + turn * slots) * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, x_stride, columns, mask)
@@ -155,6 +153,7 @@ def _input_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Gradient of x where the statistics are its own."""
     slot, slots, columns = place(C, COLUMNS)
@@ -167,7 +166,7 @@ def _input_kernel(
     level = tl.load(sums_ptr + C + columns, inside, other=0.0) / tokens
     # From the end, which the pass before has left in the cache.
     first = (slots - 1 - slot).to(tl.int64) * steps * ROWS
-    for step in range(steps):
+    for step in tl.range(steps, num_stages=STAGES):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, x_stride, columns, mask)
@@ -231,13 +230,14 @@ def backward(
         return dx, x.new_zeros((2, channels), dtype=torch.float32)
     dy, x = (as_rows(map_, (-1, channels)) for map_ in (dy, x))
     tokens = x.shape[0]
-    plan = sweep(tokens, channels, _WARPS_BACKWARD)
+    plan = sweep(tokens, channels, _WARPS_BACKWARD, _MOST_BACKWARD)
     parts = x.new_empty((plan.slots, 2, channels), dtype=torch.float32)
     parameters = [
         parameter.contiguous() for parameter in (weight, bias, mean, variance)
     ]
     layout = (tokens, dy.stride(0), x.stride(0))
-    tile = (channels, plan.rows, plan.columns, activation)
+    stages = pipeline_stages(plan.rows * plan.columns, dy, x)
+    tile = (channels, plan.rows, plan.columns, activation, stages)
     launch(
         _parameters_kernel,
         (plan.slots * plan.chunks, 1, 1),

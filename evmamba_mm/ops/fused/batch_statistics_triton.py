@@ -42,13 +42,16 @@ class Sweep(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def sweep(tokens: int, channels: int, warps: int) -> Sweep:
+def sweep(
+    tokens: int, channels: int, warps: int, programs: int | None = None
+) -> Sweep:
     """Share out a map among programs that leave a part each.
 
     Args:
         tokens: T, at least 1.
         channels: C.
         warps: Warps of a program.
+        programs: Most programs, None for those of the statistics.
 
     Returns:
         Rows and columns of a tile, chunks of columns, programs of a chunk,
@@ -59,7 +62,8 @@ def sweep(tokens: int, channels: int, warps: int) -> Sweep:
     rows = 32 * warps * _PER_THREAD // columns
     chunks = -(-channels // columns)
     tiles = -(-tokens // rows)
-    turns = -(-tiles // max(1, _MOST_PROGRAMS // chunks))
+    programs = _MOST_PROGRAMS if programs is None else programs
+    turns = -(-tiles // max(1, programs // chunks))
     return Sweep(rows, columns, chunks, -(-tiles // turns), turns)
 
 

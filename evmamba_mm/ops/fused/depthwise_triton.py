@@ -7,47 +7,16 @@ once, four columns wide, and serves the three rows of the output around it.
 Shape letters: B batch, H W map, C channels.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .activations_triton import activate, slope
+from .depthwise_plan import ENOUGH_PROGRAMS, gradient_plan, plan_conv
 from .launch import launch
 from .pixels import pixel_rows
 from .tiles import dense_like
-
-_WARPS = 4
-# Channels of a thread. With more, the nine weights of each fill the registers.
-_PER_THREAD = 4
-# Four programs on each of the 132 processors of a large GPU.
-_ENOUGH_PROGRAMS = 528
-_MAX_ROWS = 14
-
-
-@triton.jit
-def _activate(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == 'relu':
-        x = tl.where(x < 0.0, 0.0, x)
-    elif ACTIVATION == 'gelu':
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == 'silu':
-        x = x * tl.sigmoid(x)
-    return x
-
-
-@triton.jit
-def _slope(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == 'relu':
-        slope = tl.where(x > 0.0, 1.0, 0.0)
-    elif ACTIVATION == 'gelu':
-        density = tl.exp(-0.5 * x * x) * 0.3989422804014327
-        slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
-    else:
-        gate = tl.sigmoid(x)
-        slope = gate * (1.0 + x * (1.0 - gate))
-    return slope
 
 
 @triton.jit
@@ -157,15 +126,15 @@ def _conv_kernel(
         x += width * stride
         more = mask & (top + i < height) & (i <= rows)
         n0, n1, n2, n3 = _load_row(x, stride, more, col, width)
-        r0, r1 = _activate(r0, BEFORE), _activate(r1, BEFORE)
-        r2, r3 = _activate(r2, BEFORE), _activate(r3, BEFORE)
+        r0, r1 = activate(r0, BEFORE), activate(r1, BEFORE)
+        r2, r3 = activate(r2, BEFORE), activate(r3, BEFORE)
         y0, y1 = _correlate(above0, above1, r0, r1, r2, r3, w6, w7, w8)
         above0, above1 = _correlate(here0, here1, r0, r1, r2, r3, w3, w4, w5)
         here0, here1 = _correlate(start, start, r0, r1, r2, r3, w0, w1, w2)
         done = mask & (i >= 2) & (top + i - 2 < height)
-        tl.store(y, _activate(y0, ACTIVATION), mask=done)
+        tl.store(y, activate(y0, ACTIVATION), mask=done)
         done &= col + 1 < width
-        tl.store(y + channels, _activate(y1, ACTIVATION), mask=done)
+        tl.store(y + channels, activate(y1, ACTIVATION), mask=done)
         y += width * channels
         r0, r1, r2, r3 = n0, n1, n2, n3
 
@@ -181,8 +150,8 @@ def _pre_gradient(
         p0, p1 = _correlate(bias, bias, t0, t1, t2, t3, w0, w1, w2)
         p0, p1 = _correlate(p0, p1, m0, m1, m2, m3, w3, w4, w5)
         p0, p1 = _correlate(p0, p1, b0, b1, b2, b3, w6, w7, w8)
-        d0 *= _slope(p0, ACTIVATION)
-        d1 *= _slope(p1, ACTIVATION)
+        d0 *= slope(p0, ACTIVATION)
+        d1 *= slope(p1, ACTIVATION)
     return d0, d1
 
 
@@ -272,33 +241,6 @@ def _grad_kernel(
     _store_sums(sums + 7 * channels, channels, g6, g7, g8, exists)
 
 
-@functools.lru_cache(maxsize=1024)
-def _plan(
-    batch: int, height: int, width: int, channels: int
-) -> tuple[int, int, int, int, int, int]:
-    """BLOCK_P, BLOCK_C, rows of a strip, patches, blocks and chunks."""
-    # The block that wastes least of the channels, and the widest such.
-    block_c = min((64, 32, 16), key=lambda c: triton.cdiv(channels, c) * c)
-    block_p = _WARPS * 32 * _PER_THREAD // block_c
-    chunks = triton.cdiv(channels, block_c)
-    pairs = batch * triton.cdiv(width, 2)
-
-    def blocks(rows: int) -> int:
-        return triton.cdiv(pairs * triton.cdiv(height, rows), block_p)
-
-    # Few rows are read twice, if programs enough are left.
-    by_reads = sorted(
-        range(_MAX_ROWS, 0, -1),
-        key=lambda rows: triton.cdiv(height, rows) * (rows + 2),
-    )
-    enough = (
-        rows for rows in by_reads if blocks(rows) * chunks >= _ENOUGH_PROGRAMS
-    )
-    rows = next(enough, 1)
-    patches = pairs * triton.cdiv(height, rows)
-    return block_p, block_c, rows, patches, blocks(rows), chunks
-
-
 def _convolve(
     x: Tensor,
     weight: Tensor,
@@ -310,15 +252,18 @@ def _convolve(
 ) -> None:
     x, stride = pixel_rows(x)
     _, height, width, channels = x.shape
-    block_p, block_c, rows, patches, blocks, chunks = _plan(*x.shape)
+    plan = plan_conv(x.shape)
     launch(
         _conv_kernel,
-        (blocks * chunks, 1, 1),
+        (plan.blocks * plan.chunks, 1, 1),
         (x, weight, weight if bias is None else bias, y),
-        (patches, height, width, rows, channels, stride),
-        (bias is not None, flip, activation, before, block_p, block_c),
-        _WARPS,
-    )
+        (plan.patches, height, width, plan.rows, channels, stride),
+        (
+            bias is not None, flip, activation, before,
+            plan.block_p, plan.block_c,
+        ),
+        plan.warps,
+    )  # fmt: skip
 
 
 def depthwise_forward(
@@ -352,25 +297,25 @@ def depthwise_backward(
     x, stride = pixel_rows(x)
     dy, dy_stride = pixel_rows(dy)
     _, height, width, channels = x.shape
-    block_p, block_c, rows, patches, blocks, chunks = _plan(*x.shape)
+    plan = gradient_plan(x.shape)
     dpre = dy if activation == 'none' else torch.empty_like(dx)
     # As many blocks for each program, so that all end at one time.
-    turns = -(-blocks * chunks // (2 * _ENOUGH_PROGRAMS))
-    slots = -(-blocks // turns)
+    turns = -(-plan.blocks * plan.chunks // (2 * ENOUGH_PROGRAMS))
+    slots = -(-plan.blocks // turns)
     sums = torch.empty(
         slots, 10, channels, dtype=torch.float32, device=x.device
     )
     shift = weight if bias is None else bias.contiguous()
     launch(
         _grad_kernel,
-        (slots * chunks, 1, 1),
+        (slots * plan.chunks, 1, 1),
         (x, weight, shift, dy, dpre, sums),
         (
-            patches, height, width, rows, blocks, slots,
+            plan.patches, height, width, plan.rows, plan.blocks, slots,
             channels, stride, dy_stride,
         ),
-        (bias is not None, activation, block_p, block_c),
-        _WARPS,
+        (bias is not None, activation, plan.block_p, plan.block_c),
+        plan.warps,
     )  # fmt: skip
     _convolve(dpre, weight, None, dx, True, 'none')
     total = sums.sum(0)

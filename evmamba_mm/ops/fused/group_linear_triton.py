@@ -20,8 +20,8 @@ from .pixels import pixel_rows
 from .tiles import dense_like
 
 # Programs of the backward: each holds a sum of the weight's gradient, so no
-# more than run at a time, three on each of the 132 processors of a large GPU.
-_PROGRAMS = 396
+# more than run at a time, six on each of the 132 processors of a large GPU.
+_PROGRAMS = 792
 _SIZES = ['height', 'width', 'blocks', 'slots']
 _VERSION = tuple(int(part) for part in triton.__version__.split('.')[:2])
 # Triton 3.0 and 3.1 crash on a transposed operand in TF32, 3.3 does not.
@@ -207,10 +207,13 @@ def _sum_of_sets(sums: Tensor, step_size: int) -> Tensor:
 
 def _backward_tile(u: Tensor, outputs: int) -> tuple[int, int, int]:
     """BLOCK_P, BLOCK_D and pixels, so that two products fit into registers."""
-    most = 32 if u.dtype == torch.float32 else 64
+    half = u.dtype != torch.float32
+    most = 64 if half else 32
     block_p = _padded(outputs, 256)
     block_d = _padded(u.shape[3], most >> (block_p > 128))
-    return block_p, block_d, most >> (block_p > 64)
+    if block_p > 64:
+        return block_p, block_d, most // 2
+    return block_p, block_d, most << half
 
 
 def group_linear_gradients(

@@ -1,4 +1,4 @@
-"""Kernel of the layer norm of 2x2 neighbours, read where they lie.
+"""Kernels of the layer norm of 2x2 neighbours, read where they lie.
 
 Shape letters: B batch, H W map, C channels, T cells of the result.
 """
@@ -10,13 +10,20 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import (
+    BACKWARD_ELEMENTS,
     MOST_PARTIAL_SUMS,
     differentiate,
     load_rows,
     normalise,
     store_rows,
 )
-from .tiles import as_rows, dense_like, row_tile, split_rows
+from .tiles import (
+    as_rows,
+    dense_like,
+    pipeline_stages,
+    row_tile,
+    split_rows,
+)
 
 
 @triton.jit
@@ -80,6 +87,7 @@ def _backward_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     columns = tl.arange(0, COLUMNS)
     inside = columns < 4 * C
@@ -87,7 +95,7 @@ def _backward_kernel(
     dweight = tl.zeros((ROWS, COLUMNS), tl.float32)
     dbias = tl.zeros((ROWS, COLUMNS), tl.float32)
     first = tl.program_id(0).to(tl.int64) * steps * ROWS
-    for step in range(steps):
+    for step in tl.range(steps, num_stages=STAGES):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < cells)[:, None] & inside[None, :]
         place, there = _locate(rows, columns, height, width, C)
@@ -140,7 +148,7 @@ def merge_backward(
     wide = 4 * channels
     dx = dense_like(x, x.dtype)
     dout = as_rows(dout, (-1, wide))
-    tile = row_tile(wide)
+    tile = row_tile(wide, BACKWARD_ELEMENTS)
     programs, steps = split_rows(
         len(dout),
         tile.rows,
@@ -152,12 +160,13 @@ def merge_backward(
         (programs, 2, wide), dtype=torch.float32, device=x.device
     )
     if batch > 0:
+        stages = pipeline_stages(tile.rows * tile.columns, dout, x)
         launch(
             _backward_kernel,
             (programs, 1, 1),
             (dx, sums, dout, x.contiguous(), weight.contiguous()),
             (len(dout), dout.stride(0), height, width, steps, float(eps)),
-            (channels, tile.rows, tile.columns),
+            (channels, tile.rows, tile.columns, stages),
             tile.warps,
         )
     return dx, sums.sum(0)

@@ -13,9 +13,18 @@ from torch import Tensor
 
 from .launch import launch
 from .pixels import pixel_rows
-from .tiles import as_rows, dense_like, empty_gradient, row_tile, split_rows
+from .tiles import (
+    as_rows,
+    dense_like,
+    empty_gradient,
+    pipeline_stages,
+    row_tile,
+    split_rows,
+)
 
 MOST_PARTIAL_SUMS = 1056
+# The gradients fill more registers: more programs that are smaller.
+BACKWARD_ELEMENTS = 1024
 
 
 @triton.jit
@@ -110,6 +119,7 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GATED: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     columns = tl.arange(0, COLUMNS)
     inside = columns < C
@@ -119,7 +129,7 @@ def _backward_kernel(
     dweight = tl.zeros((ROWS, COLUMNS), tl.float32)
     dbias = tl.zeros((ROWS, COLUMNS), tl.float32)
     first = tl.program_id(0).to(tl.int64) * steps * ROWS
-    for step in range(steps):
+    for step in tl.range(steps, num_stages=STAGES):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, x_stride, columns, mask)
@@ -218,7 +228,7 @@ def backward(
         None if map_ is None else as_rows(map_, (-1, channels))
         for map_ in (dout, more, through, x, gate)
     ]
-    tile = row_tile(channels)
+    tile = row_tile(channels, BACKWARD_ELEMENTS)
     programs, steps = split_rows(
         x.shape[0],
         tile.rows,
@@ -232,12 +242,13 @@ def backward(
     if programs > 0:
         strides = [0 if map_ is None else map_.stride(0) for map_ in maps]
         weight, bias = weight.contiguous(), bias.contiguous()
+        stages = pipeline_stages(tile.rows * tile.columns, *maps)
         launch(
             _backward_kernel,
             (programs, 1, 1),
             (dx, dgate, sums, *maps, weight, bias),
             (x.shape[0], *strides, steps, float(eps)),
-            (channels, tile.rows, tile.columns, gated),
+            (channels, tile.rows, tile.columns, gated, stages),
             tile.warps,
         )
     return dx, dgate, sums.sum(0)

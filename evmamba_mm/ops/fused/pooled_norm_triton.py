@@ -16,9 +16,16 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import load_rows, normalise, store_rows
-from .tiles import as_rows, empty_gradient, row_tile, split_rows
+from .tiles import (
+    as_rows,
+    empty_gradient,
+    pipeline_stages,
+    row_tile,
+    split_rows,
+)
 
 _MOST_PARTIAL_SUMS = 1056
+_SUM_ELEMENTS = 1024
 # Few channels a program: what ends the sums has little else to share out.
 _END_COLUMNS = 32
 
@@ -48,6 +55,7 @@ def _sum_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     columns = tl.arange(0, COLUMNS)
     inside = columns < C
@@ -57,7 +65,7 @@ def _sum_kernel(
     x_ptr, entry = _entry_of(first_ptr, second_ptr, entry, batch)
     x_ptr += entry * batch_stride
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in range(steps):
+    for step in tl.range(steps, num_stages=STAGES):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, row_stride, columns, mask)
@@ -179,13 +187,14 @@ def _sum(
     """Write sums of the normalised tokens of maps (B, H W, C)."""
     batch, tokens, channels = first.shape
     maps, programs = 1 if second is None else 2, sums.shape[-2]
-    tile = row_tile(channels)
+    tile = row_tile(channels, _SUM_ELEMENTS)
+    stages = pipeline_stages(tile.rows * tile.columns, first)
     launch(
         _sum_kernel,
         (maps * batch * programs, 1, 1),
         (sums, first, second),
         (batch, tokens, programs, *first.stride()[:2], steps, float(eps)),
-        (channels, tile.rows, tile.columns),
+        (channels, tile.rows, tile.columns, stages),
         tile.warps,
     )
 
@@ -206,7 +215,7 @@ def sum_maps(first: Tensor, second: Tensor | None, eps: float) -> Tensor:
     shape = (batch, height * width, channels)
     programs, steps = split_rows(
         shape[1],
-        row_tile(channels).rows,
+        row_tile(channels, _SUM_ELEMENTS).rows,
         at_least=16,
         groups=batch,
         waves=2,

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import load_rows, store_rows
-from .tiles import Tile, as_rows, empty_gradient, row_tile, split_rows
+from .tiles import (
+    Tile,
+    as_rows,
+    empty_gradient,
+    pipeline_stages,
+    row_tile,
+    split_rows,
+)
 
 # A block of channels is enough for whole memory sectors, and makes enough
 # programs of the small and wide maps that are the rule here.
@@ -54,6 +61,7 @@ def _sum_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     columns, entry, first, share = _place(programs, steps * ROWS, C, COLUMNS)
     inside = columns < C
@@ -61,7 +69,7 @@ def _sum_kernel(
     if dout_ptr is not None:
         dout_ptr += entry * dout_batch_stride
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in range(steps):
+    for step in tl.range(steps, num_stages=STAGES):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, x_stride, columns, mask)
@@ -143,12 +151,13 @@ def _channel_sums(
             *x.stride()[:2],
             *(x if dout is None else dout).stride()[:2],
         )
+        stages = pipeline_stages(tile.rows * tile.columns, x, dout)
         launch(
             _sum_kernel,
             (batch * programs * blocks, 1, 1),
             (sums, x, dout, logits),
             (shape[1], programs, *strides, steps),
-            (channels, tile.rows, tile.columns),
+            (channels, tile.rows, tile.columns, stages),
             tile.warps,
         )
     if programs == 1:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 _MULTIPROCESSORS = 132
 _ELEMENTS_A_THREAD = 16
+# Of shared memory, so that several programs share the 99 KB of a small GPU.
+_PIPELINE_BYTES = 48 * 1024
+_PIPELINE_STAGES = 3
 
 
 class Tile(NamedTuple):
@@ -71,6 +74,24 @@ def split_rows(
         rows //= 2
     steps = -(-rows // tile_rows)
     return -(-count // (steps * tile_rows)), steps
+
+
+def pipeline_stages(elements: int, *maps: Tensor | None) -> int:
+    """Stages of a loop over tiles whose loads run ahead of it.
+
+    Only what adds up many rows gains by it: what also writes as much as it
+    reads has enough programs to wait for each other.
+
+    Args:
+        elements: Size of a tile.
+        maps: What the loop reads, None for what is not there.
+
+    Returns:
+        Stages for ``tl.range``, 1 where tiles would fill the shared memory.
+    """
+    size = sum(x.element_size() for x in maps if x is not None)
+    fits = _PIPELINE_STAGES * elements * size <= _PIPELINE_BYTES
+    return _PIPELINE_STAGES if fits else 1
 
 
 def as_rows(x: Tensor, shape: tuple[int, ...]) -> Tensor:

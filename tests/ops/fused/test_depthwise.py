@@ -116,17 +116,24 @@ def test_kernel_activates_the_input(shape, dtype, device):
     assert_kernel_is_right(with_relu_before, arguments, dtype)
 
 
+def want_programs(enough, monkeypatch):
+    """Cut maps for another number of programs."""
+    from evmamba_mm.ops.fused import depthwise_plan, depthwise_triton
+
+    for module in (depthwise_plan, depthwise_triton):
+        monkeypatch.setattr(module, 'ENOUGH_PROGRAMS', enough)
+    for name in ('plan_conv', 'gradient_plan'):
+        anew = getattr(depthwise_plan, name).__wrapped__
+        monkeypatch.setattr(depthwise_triton, name, anew)
+
+
 @pytest.mark.parametrize('enough', [1, 10**6], ids=['long', 'short'])
 @torch.no_grad()
 def test_activating_while_reading_equals_activating_before(
     enough, device, monkeypatch
 ):
     """Also where a gradient needs nothing, and with a NaN in the map."""
-    from evmamba_mm.ops.fused import depthwise_triton
-
-    monkeypatch.setattr(depthwise_triton, '_ENOUGH_PROGRAMS', enough)
-    plan = depthwise_triton._plan.__wrapped__
-    monkeypatch.setattr(depthwise_triton, '_plan', plan)
+    want_programs(enough, monkeypatch)
     arguments = conv_arguments((2, 19, 5, 18), torch.float16, device)
     arguments['x'][0, 3, 2, 1] = torch.nan
     y = with_relu_before(**arguments, backend='triton')
@@ -167,11 +174,9 @@ def test_kernel_with_half_parameters(silu, device):
 def test_long_strips_and_programs_of_many(silu, enough, device, monkeypatch):
     from evmamba_mm.ops.fused import depthwise_triton
 
-    monkeypatch.setattr(depthwise_triton, '_ENOUGH_PROGRAMS', enough)
-    plan = depthwise_triton._plan.__wrapped__
-    monkeypatch.setattr(depthwise_triton, '_plan', plan)
+    want_programs(enough, monkeypatch)
     arguments = conv_arguments((2, 19, 5, 18), torch.float32, device)
-    assert plan(2, 19, 5, 18)[2] > 1
+    assert depthwise_triton.plan_conv((2, 19, 5, 18)).rows > 1
     assert_kernel_is_right(silu, arguments, torch.float32)
 
 
