@@ -47,6 +47,7 @@ ROOMS = {
                 for name in (
                     'batch_norm',
                     'batch_statistics',
+                    'column_sums',
                     'depthwise',
                     'fold',
                     'gated_linear',
@@ -60,6 +61,7 @@ ROOMS = {
                     'prepare',
                     'scale_add',
                     'squeeze_excite',
+                    'sums',
                 )
             ),
             ('mamba_ssm', 'ops/scan_mamba'),

@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch_statistics_triton import add_up, place, sweep
+from .batch_statistics_triton import place, sweep
 from .launch import launch
 from .norm_triton import load_rows, store_rows
+from .sums_triton import add_up
 from .tiles import as_rows, dense_like, empty_gradient, split_rows
 
 _WARPS = 8

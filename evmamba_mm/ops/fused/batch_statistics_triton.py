@@ -1,7 +1,7 @@
-"""Kernels of the statistics of each channel of a map, and of sums like them.
+"""Kernels of the statistics of each channel of a map.
 
-Sums over a map are taken in two steps: each program leaves the part of its
-rows, and a small kernel adds the parts up in a fixed order.
+They are taken in two steps: each program leaves those of its rows, and a
+small kernel merges them in a fixed order.
 
 Shape letters: T tokens, C channels, P parts.
 """
@@ -23,10 +23,10 @@ from .tiles import as_rows
 _MOST_PROGRAMS = 528
 _PER_THREAD = 16
 _WARPS = 8
-_WARPS_OF_SUMS = 4
+_WARPS_OF_MERGE = 4
 # Many columns would leave large parts, few would cut up the reads.
 _MOST_COLUMNS = 64
-# Tile of the parts that are added up, and the most rows of it.
+# Tile of the parts that are merged, and the most rows of it.
 _PART_TILE = 2048
 _MOST_PARTS = 256
 
@@ -65,7 +65,7 @@ def sweep(tokens: int, channels: int, warps: int) -> Sweep:
 
 @functools.lru_cache(maxsize=1024)
 def _part_tile(parts: int) -> tuple[int, int]:
-    """Rows and columns that a program adds up at a time."""
+    """Rows and columns that a program merges at a time."""
     rows = min(max(32, triton.next_power_of_2(parts)), _MOST_PARTS)
     return rows, _PART_TILE // rows
 
@@ -182,25 +182,6 @@ def _merge_kernel(
         _follow(running_var_ptr + columns, unbiased, momentum, inside)
 
 
-@triton.jit
-def _sum_kernel(
-    sums_ptr,
-    parts_ptr,
-    parts,
-    WIDTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < WIDTH
-    sums = tl.zeros((PARTS, COLUMNS), tl.float32)
-    for first in range(0, parts, PARTS):
-        part = first + tl.arange(0, PARTS)
-        mask = (part < parts)[:, None] & inside[None, :]
-        sums += load_rows(parts_ptr, part, WIDTH, columns, mask)
-    tl.store(sums_ptr + columns, tl.sum(sums, axis=0), mask=inside)
-
-
 def statistics(
     x: Tensor,
     running_mean: Tensor | None,
@@ -242,25 +223,9 @@ def statistics(
         (mean, variance, *running, parts),
         (tokens, plan.slots, float(momentum)),
         (channels, plan.rows, *tile),
-        _WARPS_OF_SUMS,
+        _WARPS_OF_MERGE,
     )
     for old, new in zip((running_mean, running_var), running, strict=True):
         if new is not old:
             old.copy_(new)
     return mean, variance
-
-
-def add_up(parts: Tensor) -> Tensor:
-    """Launch the sum over the first dimension of (P, 2, C) in fp32."""
-    count, _, channels = parts.shape
-    tile = _part_tile(count)
-    sums = parts.new_empty((2, channels))
-    launch(
-        _sum_kernel,
-        (-(-2 * channels // tile[1]), 1, 1),
-        (sums, parts),
-        (count,),
-        (2 * channels, *tile),
-        _WARPS_OF_SUMS,
-    )
-    return sums

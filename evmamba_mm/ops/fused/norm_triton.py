@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .launch import launch
 from .pixels import pixel_rows
+from .sums_triton import add_up
 from .tiles import as_rows, dense_like, empty_gradient, row_tile, split_rows
 
 _MOST_PARTIAL_SUMS = 1056
@@ -211,4 +212,4 @@ def backward(
             (channels, tile.rows, tile.columns, gated),
             tile.warps,
         )
-    return dx, dgate, sums.sum(0)
+    return dx, dgate, add_up(sums)

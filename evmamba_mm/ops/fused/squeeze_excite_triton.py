@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import load_rows, store_rows
+from .sums_triton import add_up
 from .tiles import Tile, as_rows, empty_gradient, row_tile, split_rows
 
 # A block of channels is enough for whole memory sectors, and makes enough
@@ -153,7 +154,7 @@ def _channel_sums(
         )
     if programs == 1:
         return sums.view(batch, channels)
-    return sums.sum(1).to(dtype)
+    return add_up(sums, 1, dtype)
 
 
 def _scale(
@@ -261,7 +262,7 @@ def backward(
     return (
         dx,
         _product(dhidden.t(), pooled),
-        dhidden.sum(0),
+        add_up(dhidden),
         _product(dlogits.t(), hidden),
-        dlogits.sum(0),
+        add_up(dlogits),
     )
