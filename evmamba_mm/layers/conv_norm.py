@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..ops import (
     autocast_dtype,
     batch_norm_act,
+    biased_linear,
     depthwise_conv3x3,
     fold_batch_norm,
     watched,
@@ -108,7 +109,7 @@ def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if not is_plain(conv, nn.Conv2d):
         return _called(conv, x)
     weight, bias = ready_or_own(conv)
-    return F.linear(x, weight.flatten(1), bias)
+    return biased_linear(x, weight.flatten(1), bias)
 
 
 def pointwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
