@@ -87,10 +87,10 @@ def norm_act(norm: nn.Module, x: Tensor, activation: str) -> Tensor:
     if not is_plain(norm, nn.BatchNorm2d):
         return _activate(_called(norm, x), activation)
     momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+    batches = norm.num_batches_tracked if norm.training else None
+    if batches is not None and norm.momentum is None:
+        batches.add_(1)
+        momentum, batches = 1.0 / float(batches), None
     return batch_norm_act(
         x,
         norm.weight,
@@ -101,6 +101,7 @@ def norm_act(norm: nn.Module, x: Tensor, activation: str) -> Tensor:
         momentum,
         norm.eps,
         activation,
+        batches=batches,
     )
 
 

@@ -146,6 +146,7 @@ def _merge_kernel(
     variance_ptr,
     running_mean_ptr,
     running_var_ptr,
+    batches_ptr,
     parts_ptr,
     tokens,
     parts,
@@ -180,6 +181,9 @@ def _merge_kernel(
         unbiased = around / (tokens - 1)
         _follow(running_mean_ptr + columns, mean, momentum, inside)
         _follow(running_var_ptr + columns, unbiased, momentum, inside)
+    if batches_ptr is not None:
+        count = tl.load(batches_ptr) + 1
+        tl.store(batches_ptr, count, mask=tl.program_id(0) == 0)
 
 
 def statistics(
@@ -187,6 +191,7 @@ def statistics(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float,
+    batches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch the statistics; see :func:`.batch_norm.batch_norm_act`.
 
@@ -201,6 +206,8 @@ def statistics(
     x = as_rows(x, (-1, channels))
     tokens = x.shape[0]
     if tokens == 0:
+        if batches is not None:
+            batches.add_(1)
         return mean.zero_(), variance.zero_()
     running = [
         None if old is None else old.contiguous()
@@ -220,7 +227,7 @@ def statistics(
     launch(
         _merge_kernel,
         (-(-channels // tile[1]), 1, 1),
-        (mean, variance, *running, parts),
+        (mean, variance, *running, batches, parts),
         (tokens, plan.slots, float(momentum)),
         (channels, plan.rows, *tile),
         _WARPS_OF_MERGE,
