@@ -48,6 +48,7 @@ ROOMS = {
                     'activations',
                     'batch_norm',
                     'batch_statistics',
+                    'column_sums',
                     'depthwise',
                     'fold',
                     'gated_linear',
@@ -61,6 +62,7 @@ ROOMS = {
                     'prepare',
                     'scale_add',
                     'squeeze_excite',
+                    'sums',
                 )
             ),
             ('mamba_ssm', 'ops/scan_mamba'),

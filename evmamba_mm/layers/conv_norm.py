@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..ops import (
     autocast_dtype,
     batch_norm_act,
+    biased_linear,
     depthwise_conv3x3,
     fold_batch_norm,
     watched,
@@ -86,10 +87,10 @@ def norm_act(norm: nn.Module, x: Tensor, activation: str) -> Tensor:
     if not is_plain(norm, nn.BatchNorm2d):
         return _activate(_called(norm, x), activation)
     momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+    batches = norm.num_batches_tracked if norm.training else None
+    if batches is not None and norm.momentum is None:
+        batches.add_(1)
+        momentum, batches = 1.0 / float(batches), None
     return batch_norm_act(
         x,
         norm.weight,
@@ -100,6 +101,7 @@ def norm_act(norm: nn.Module, x: Tensor, activation: str) -> Tensor:
         momentum,
         norm.eps,
         activation,
+        batches=batches,
     )
 
 
@@ -108,7 +110,7 @@ def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if not is_plain(conv, nn.Conv2d):
         return _called(conv, x)
     weight, bias = ready_or_own(conv)
-    return F.linear(x, weight.flatten(1), bias)
+    return biased_linear(x, weight.flatten(1), bias)
 
 
 def pointwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:

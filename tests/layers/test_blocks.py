@@ -97,3 +97,18 @@ def test_illegal_drop_path_is_named(rate):
 def test_illegal_image_is_named(image, message):
     with pytest.raises(ValueError, match=message):
         PatchEmbed(3, 8)(image)
+
+
+def test_conv_branch_by_kernels(monkeypatch):
+    pytest.importorskip('triton', reason='triton is not installed')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.manual_seed(0)
+    branch = ConvBranch(12).to(device)
+    x = torch.randn(2, 5, 3, 12, device=device, requires_grad=True)
+    leaves, found = [x, *branch.parameters()], []
+    for backend in ('triton', 'torch'):
+        monkeypatch.setenv('EVMAMBA_FUSED_BACKEND', backend)
+        found.append(torch.autograd.grad(branch(x).square().sum(), leaves))
+    for kernel, twin in zip(*found, strict=True):
+        # The bias before the norm has no gradient but rounding.
+        torch.testing.assert_close(kernel, twin, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """Ops that read and write each map once, in Triton beside plain torch."""
 
 from .batch_norm import batch_norm_act
+from .biased_linear import biased_linear
 from .choice import FUSED_BACKENDS, autocast_dtype, choose_fused
 from .depthwise import depthwise_conv3x3
 from .fold import fold_batch_norm
@@ -32,6 +33,7 @@ __all__ = [
     'WeightJob',
     'autocast_dtype',
     'batch_norm_act',
+    'biased_linear',
     'can_prepare',
     'choose_fused',
     'depthwise_conv3x3',

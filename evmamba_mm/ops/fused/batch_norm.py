@@ -50,15 +50,20 @@ def _run_statistics(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float,
+    batches: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     x = x.detach()
     if watched():
+        if batches is not None:
+            batches.add_(1)
         return _batch_statistics(x, running_mean, running_var, momentum)
-    if running_mean is not None:
+    for written in (running_mean, running_var, batches):
         # Autograd does not see the kernel write.
-        for running in (running_mean, running_var):
-            torch.autograd.graph.increment_version(running)
-    return _statistics(x, running_mean, running_var, momentum)
+        if written is not None:
+            torch.autograd.graph.increment_version(written)
+    return _statistics_kernels().statistics(
+        x, running_mean, running_var, momentum, batches
+    )
 
 
 def _forward(
@@ -147,6 +152,7 @@ def _twin(
     momentum: float,
     eps: float,
     activation: str,
+    batches: Tensor | None,
 ) -> Tensor:
     """The same by plain torch, in fp32 or fp64."""
     compute = torch.promote_types(x.dtype, torch.float32)
@@ -167,6 +173,8 @@ def _twin(
             eps,
         ).permute(0, 2, 3, 1)
         if training:
+            if batches is not None:
+                batches.add_(1)
             for old, new in zip(running, wide, strict=True):
                 if new is not old:
                     old.copy_(new)
@@ -228,6 +236,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     activation: str = 'none',
     backend: str = 'auto',
+    batches: Tensor | None = None,
 ) -> Tensor:
     """Normalise each channel over the batch and the map, then activate.
 
@@ -247,6 +256,8 @@ def batch_norm_act(
         eps: Added to the variance.
         activation: One of :data:`ACTIVATIONS`; 'gelu' is the exact one.
         backend: See :func:`.norm.layer_norm`.
+        batches: Number of batches seen, an integer of no dimension, to which
+            training adds 1 in place; None counts none.
 
     Returns:
         Map of the shape of ``x``, in the autocast dtype if autocast is on,
@@ -265,11 +276,11 @@ def batch_norm_act(
     if choose_fused(x, backend) == 'torch':
         return _twin(
             x, weight, bias, running_mean, running_var, training, momentum,
-            eps, activation,
+            eps, activation, batches,
         ).to(dtype)  # fmt: skip
     mean, variance = running_mean, running_var
     if training:
-        mean, variance = _run_statistics(x, mean, variance, momentum)
+        mean, variance = _run_statistics(x, mean, variance, momentum, batches)
     return _run(
         x, weight, bias, mean, variance, training, eps, activation, dtype
     )

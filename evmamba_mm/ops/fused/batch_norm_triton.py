@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations_triton import activate, slope
-from .batch_statistics_triton import add_up, place, sweep
+from .batch_statistics_triton import WARPS, place, sweep
 from .launch import launch
 from .norm_triton import load_rows, store_rows
+from .sums_triton import add_up
 from .tiles import (
     as_rows,
     dense_like,
@@ -19,11 +20,6 @@ from .tiles import (
     pipeline_stages,
     split_rows,
 )
-
-_WARPS = 8
-# The gradients fill more registers: more programs that are smaller.
-_WARPS_BACKWARD = 2
-_MOST_BACKWARD = 1056
 
 
 @triton.jit
@@ -194,7 +190,7 @@ def forward(
     if y.numel() == 0:
         return y
     x = as_rows(x, (-1, channels))
-    plan = sweep(x.shape[0], channels, _WARPS)
+    plan = sweep(x.shape[0], channels, WARPS)
     slots, steps = split_rows(x.shape[0], plan.rows, 64, groups=plan.chunks)
     weight, bias = weight.contiguous(), bias.contiguous()
     launch(
@@ -203,7 +199,7 @@ def forward(
         (y, x, weight, bias, mean.contiguous(), variance.contiguous()),
         (x.shape[0], x.stride(0), steps, float(eps)),
         (channels, plan.rows, plan.columns, activation),
-        _WARPS,
+        WARPS,
     )
     return y
 
@@ -230,7 +226,7 @@ def backward(
         return dx, x.new_zeros((2, channels), dtype=torch.float32)
     dy, x = (as_rows(map_, (-1, channels)) for map_ in (dy, x))
     tokens = x.shape[0]
-    plan = sweep(tokens, channels, _WARPS_BACKWARD, _MOST_BACKWARD)
+    plan = sweep(tokens, channels, WARPS)
     parts = x.new_empty((plan.slots, 2, channels), dtype=torch.float32)
     parameters = [
         parameter.contiguous() for parameter in (weight, bias, mean, variance)
@@ -244,7 +240,7 @@ def backward(
         (parts, None if own else dx, dy, x, *parameters),
         (*layout, plan.turns, float(eps)),
         tile,
-        _WARPS_BACKWARD,
+        WARPS,
     )
     sums = add_up(parts)
     if own:
@@ -255,6 +251,6 @@ def backward(
             (dx, dy, x, sums, *parameters),
             (*layout, steps, float(eps)),
             tile,
-            _WARPS_BACKWARD,
+            WARPS,
         )
     return dx, sums

@@ -1,7 +1,7 @@
-"""Kernels of the statistics of each channel of a map, and of sums like them.
+"""Kernels of the statistics of each channel of a map.
 
-Sums over a map are taken in two steps: each program leaves the part of its
-rows, and a small kernel adds the parts up in a fixed order.
+They are taken in two steps: each program leaves those of its rows, and a
+small kernel merges them in a fixed order.
 
 Shape letters: T tokens, C channels, P parts.
 """
@@ -16,17 +16,17 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import load_rows
-from .tiles import as_rows
+from .tiles import as_rows, pipeline_stages
 
-# Four programs on each of the 132 processors of a large GPU, so that all of
+# Eight programs on each of the 132 processors of a large GPU, so that all of
 # those that leave a part run at one time.
-_MOST_PROGRAMS = 528
+MOST_PROGRAMS = 1056
 _PER_THREAD = 16
-_WARPS = 8
-_WARPS_OF_SUMS = 4
+WARPS = 2
+_WARPS_OF_MERGE = 4
 # Many columns would leave large parts, few would cut up the reads.
 _MOST_COLUMNS = 64
-# Tile of the parts that are added up, and the most rows of it.
+# Tile of the parts that are merged, and the most rows of it.
 _PART_TILE = 2048
 _MOST_PARTS = 256
 
@@ -42,16 +42,13 @@ class Sweep(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def sweep(
-    tokens: int, channels: int, warps: int, programs: int | None = None
-) -> Sweep:
+def sweep(tokens: int, channels: int, warps: int) -> Sweep:
     """Share out a map among programs that leave a part each.
 
     Args:
         tokens: T, at least 1.
         channels: C.
         warps: Warps of a program.
-        programs: Most programs, None for those of the statistics.
 
     Returns:
         Rows and columns of a tile, chunks of columns, programs of a chunk,
@@ -62,14 +59,13 @@ def sweep(
     rows = 32 * warps * _PER_THREAD // columns
     chunks = -(-channels // columns)
     tiles = -(-tokens // rows)
-    programs = _MOST_PROGRAMS if programs is None else programs
-    turns = -(-tiles // max(1, programs // chunks))
+    turns = -(-tiles // max(1, MOST_PROGRAMS // chunks))
     return Sweep(rows, columns, chunks, -(-tiles // turns), turns)
 
 
 @functools.lru_cache(maxsize=1024)
 def _part_tile(parts: int) -> tuple[int, int]:
-    """Rows and columns that a program adds up at a time."""
+    """Rows and columns that a program merges at a time."""
     rows = min(max(32, triton.next_power_of_2(parts)), _MOST_PARTS)
     return rows, _PART_TILE // rows
 
@@ -110,6 +106,7 @@ def _statistics_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Mean and sum of squares around it of the rows of each program."""
     slot, slots, columns = place(C, COLUMNS)
@@ -121,7 +118,7 @@ def _statistics_kernel(
     origin = tl.load(row + columns, inside, other=0.0).to(tl.float32)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for turn in range(turns):
+    for turn in tl.range(turns, num_stages=STAGES):
         rows = (start + turn * slots) * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, x_stride, columns, mask)
@@ -150,6 +147,7 @@ def _merge_kernel(
     variance_ptr,
     running_mean_ptr,
     running_var_ptr,
+    batches_ptr,
     parts_ptr,
     tokens,
     parts,
@@ -184,25 +182,9 @@ def _merge_kernel(
         unbiased = around / (tokens - 1)
         _follow(running_mean_ptr + columns, mean, momentum, inside)
         _follow(running_var_ptr + columns, unbiased, momentum, inside)
-
-
-@triton.jit
-def _sum_kernel(
-    sums_ptr,
-    parts_ptr,
-    parts,
-    WIDTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < WIDTH
-    sums = tl.zeros((PARTS, COLUMNS), tl.float32)
-    for first in range(0, parts, PARTS):
-        part = first + tl.arange(0, PARTS)
-        mask = (part < parts)[:, None] & inside[None, :]
-        sums += load_rows(parts_ptr, part, WIDTH, columns, mask)
-    tl.store(sums_ptr + columns, tl.sum(sums, axis=0), mask=inside)
+    if batches_ptr is not None:
+        count = tl.load(batches_ptr) + 1
+        tl.store(batches_ptr, count, mask=tl.program_id(0) == 0)
 
 
 def statistics(
@@ -210,6 +192,7 @@ def statistics(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float,
+    batches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch the statistics; see :func:`.batch_norm.batch_norm_act`.
 
@@ -224,12 +207,15 @@ def statistics(
     x = as_rows(x, (-1, channels))
     tokens = x.shape[0]
     if tokens == 0:
+        if batches is not None:
+            batches.add_(1)
         return mean.zero_(), variance.zero_()
     running = [
         None if old is None else old.contiguous()
         for old in (running_mean, running_var)
     ]
-    plan = sweep(tokens, channels, _WARPS)
+    plan = sweep(tokens, channels, WARPS)
+    stages = pipeline_stages(plan.rows * plan.columns, x)
     tile = _part_tile(plan.slots)
     parts = x.new_empty((plan.slots, 2, channels), dtype=torch.float32)
     launch(
@@ -237,34 +223,18 @@ def statistics(
         (plan.slots * plan.chunks, 1, 1),
         (parts, x),
         (tokens, x.stride(0), plan.turns),
-        (channels, plan.rows, plan.columns),
-        _WARPS,
+        (channels, plan.rows, plan.columns, stages),
+        WARPS,
     )
     launch(
         _merge_kernel,
         (-(-channels // tile[1]), 1, 1),
-        (mean, variance, *running, parts),
+        (mean, variance, *running, batches, parts),
         (tokens, plan.slots, float(momentum)),
         (channels, plan.rows, *tile),
-        _WARPS_OF_SUMS,
+        _WARPS_OF_MERGE,
     )
     for old, new in zip((running_mean, running_var), running, strict=True):
         if new is not old:
             old.copy_(new)
     return mean, variance
-
-
-def add_up(parts: Tensor) -> Tensor:
-    """Launch the sum over the first dimension of (P, 2, C) in fp32."""
-    count, _, channels = parts.shape
-    tile = _part_tile(count)
-    sums = parts.new_empty((2, channels))
-    launch(
-        _sum_kernel,
-        (-(-2 * channels // tile[1]), 1, 1),
-        (sums, parts),
-        (count,),
-        (2 * channels, *tile),
-        _WARPS_OF_SUMS,
-    )
-    return sums

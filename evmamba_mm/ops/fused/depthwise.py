@@ -46,8 +46,11 @@ def _gradients(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias (there even if the bias is not)."""
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x, and those of weight and bias in one tensor.
+
+    The bias's is there even if the bias is not.
+    """
     return _kernels().depthwise_backward(dy, x, weight, bias, activation)
 
 
@@ -59,9 +62,8 @@ _run_backward = short_call(_conv_backward, _gradients)
 
 @_conv_backward.register_fake
 def _conv_backward_fake(dy, x, weight, bias, activation):
-    dx = x.new_empty(x.shape)
-    dweight = weight.new_empty(weight.shape)
-    return dx, dweight, weight.new_empty(x.shape[3])
+    sums = x.new_empty(10 * x.shape[3], dtype=torch.float32)
+    return x.new_empty(x.shape), sums
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -73,10 +75,12 @@ def _backward(ctx, dy):
     x, weight, bias = ctx.saved_tensors
     with_relu = ctx.input_activation == 'relu'
     x = x.relu() if with_relu else x
-    dx, dweight, dbias = _run_backward(dy, x, weight, bias, ctx.activation)
+    dx, sums = _run_backward(dy, x, weight, bias, ctx.activation)
     if with_relu:
         dx = torch.ops.aten.threshold_backward(dx, x, 0)
+    dweight, dbias = sums.split(weight.numel())
     dbias = None if bias is None else dbias.to(bias.dtype)
+    dweight = dweight.view(weight.shape).to(weight.dtype)
     return dx, dweight, dbias, None, None, None
 
 

@@ -16,6 +16,7 @@ from .activations_triton import activate, slope
 from .depthwise_plan import ENOUGH_PROGRAMS, gradient_plan, plan_conv
 from .launch import launch
 from .pixels import pixel_rows
+from .sums_triton import add_up_turned
 from .tiles import dense_like
 
 
@@ -205,7 +206,7 @@ def _grad_kernel(
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradient before the activation; sums of the bias's and the weight's."""
+    """Gradient before the activation; sums of the weight's and the bias's."""
     chunks = tl.cdiv(channels, BLOCK_C)
     slot = tl.program_id(0) // chunks
     c = (tl.program_id(0) % chunks) * BLOCK_C
@@ -234,11 +235,11 @@ def _grad_kernel(
             g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, ACTIVATION,
         )  # fmt: skip
     sums = sums_ptr + slot * 10 * channels + c
+    _store_sums(sums, channels, g0, g1, g2, exists)
+    _store_sums(sums + 3 * channels, channels, g3, g4, g5, exists)
+    _store_sums(sums + 6 * channels, channels, g6, g7, g8, exists)
     total = tl.sum(g9, axis=0, keep_dims=True)
-    tl.store(sums, total, mask=exists)
-    _store_sums(sums + channels, channels, g0, g1, g2, exists)
-    _store_sums(sums + 4 * channels, channels, g3, g4, g5, exists)
-    _store_sums(sums + 7 * channels, channels, g6, g7, g8, exists)
+    tl.store(sums + 9 * channels, total, mask=exists)
 
 
 def _convolve(
@@ -288,11 +289,16 @@ def depthwise_backward(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, the weight and the bias."""
+) -> tuple[Tensor, Tensor]:
+    """Launch the backward.
+
+    Returns:
+        Gradient of x, and in fp32 those of the weight and then of the bias,
+        (9 C + C,).
+    """
     dx = dense_like(x, x.dtype)
     if x.numel() == 0:
-        return dx, torch.zeros_like(weight), weight.new_zeros(x.shape[3])
+        return dx, x.new_zeros(10 * x.shape[3], dtype=torch.float32)
     weight = weight.contiguous()
     x, stride = pixel_rows(x)
     dy, dy_stride = pixel_rows(dy)
@@ -318,7 +324,4 @@ def depthwise_backward(
         plan.warps,
     )  # fmt: skip
     _convolve(dpre, weight, None, dx, True, 'none')
-    total = sums.sum(0)
-    dweight = weight.new_empty(weight.shape)
-    dweight.view(channels, 9).copy_(total[1:].t())
-    return dx, dweight, total[0].to(weight.dtype)
+    return dx, add_up_turned(sums)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .launch import launch
 from .pixels import pixel_rows
+from .sums_triton import add_up
 from .tiles import dense_like
 
 # Programs of the backward: each holds a sum of the weight's gradient, so no
@@ -189,15 +190,15 @@ def group_linear_forward(u: Tensor, weight: Tensor, step_size: int) -> Tensor:
         (u, weight, y),
         (height, width, channels, outputs, stride),
         (step_size, dot_precision(u), rows, cols, block_p, block_d),
-        warps=8,
-        stages=3,
+        warps=4 if half else 8,
+        stages=4 if half else 3,
     )
     return y
 
 
 def _sum_of_sets(sums: Tensor, step_size: int) -> Tensor:
     """Sums (G, slots, P, D) to (K, P, D)."""
-    by_group = sums.sum(1)
+    by_group = add_up(sums, 1)
     if step_size <= 2:
         return by_group
     by_offset = by_group.unflatten(0, (step_size, step_size))

@@ -17,6 +17,7 @@ from .norm_triton import (
     normalise,
     store_rows,
 )
+from .sums_triton import add_up
 from .tiles import (
     as_rows,
     dense_like,
@@ -169,4 +170,4 @@ def merge_backward(
             (channels, tile.rows, tile.columns, stages),
             tile.warps,
         )
-    return dx, sums.sum(0)
+    return dx, add_up(sums)

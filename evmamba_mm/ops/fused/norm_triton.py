@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .launch import launch
 from .pixels import pixel_rows
+from .sums_triton import add_up
 from .tiles import (
     as_rows,
     dense_like,
@@ -251,4 +252,4 @@ def backward(
             (channels, tile.rows, tile.columns, gated, stages),
             tile.warps,
         )
-    return dx, dgate, sums.sum(0)
+    return dx, dgate, add_up(sums)

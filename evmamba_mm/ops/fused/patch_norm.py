@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from .choice import autocast_dtype, choose_fused
 from .norm import check_norm, layer_norm, norm_backward
 from .shortcut import lazy_kernels, watched
+from .sums import column_sums
 
 # A wider result would not fit into the registers of a program.
 MAX_KERNEL_CHANNELS = 256
@@ -80,7 +81,7 @@ class _PatchNorm(torch.autograd.Function):
         return (
             None,
             dweight.to(weight.dtype),
-            dx.sum(0).to(bias.dtype),
+            column_sums(dx).to(bias.dtype),
             dscale.to(norm_weight.dtype),
             dshift.to(norm_bias.dtype),
             None,

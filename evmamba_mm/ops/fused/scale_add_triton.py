@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import load_rows, store_rows
+from .sums_triton import add_up
 from .tiles import (
     as_rows,
     dense_like,
@@ -237,4 +238,4 @@ def backward(
             (channels, tile.rows, tile.columns),
             tile.warps,
         )
-    return da, db, sums.sum(2)
+    return da, db, add_up(sums, 2)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import load_rows, store_rows
+from .sums_triton import add_up
 from .tiles import (
     Tile,
     as_rows,
@@ -26,7 +27,9 @@ from .tiles import (
 # A block of channels is enough for whole memory sectors, and makes enough
 # programs of the small and wide maps that are the rule here.
 _MOST_COLUMNS = 128
-_TILE_ELEMENTS = 4096
+# What writes as much as it reads is best in larger tiles than what adds up.
+_SCALE_ELEMENTS = 4096
+_SUM_ELEMENTS = 1024
 
 
 @triton.jit
@@ -120,11 +123,11 @@ def _scale_kernel(
 
 
 def _cut(
-    shape: tuple[int, int, int], at_least: int, waves: int
+    shape: tuple[int, int, int], elements: int, at_least: int, waves: int
 ) -> tuple[Tile, int, int, int]:
     """Tile, blocks of channels, programs of a block, and their steps."""
     batch, tokens, channels = shape
-    tile = row_tile(min(channels, _MOST_COLUMNS), _TILE_ELEMENTS)
+    tile = row_tile(min(channels, _MOST_COLUMNS), elements)
     blocks = -(-channels // tile.columns)
     programs, steps = split_rows(
         tokens, tile.rows, at_least, groups=batch * blocks, waves=waves
@@ -140,7 +143,9 @@ def _channel_sums(
 ) -> Tensor:
     """Mean of x, or with ``dout`` the gradient of the logits, (B, C)."""
     batch, _, channels = shape = x.shape
-    tile, blocks, programs, steps = _cut(shape, at_least=256, waves=2)
+    tile, blocks, programs, steps = _cut(
+        shape, _SUM_ELEMENTS, at_least=256, waves=2
+    )
     sums = torch.empty(
         (batch, programs, channels),
         dtype=dtype if programs == 1 else torch.float32,
@@ -162,7 +167,7 @@ def _channel_sums(
         )
     if programs == 1:
         return sums.view(batch, channels)
-    return sums.sum(1).to(dtype)
+    return add_up(sums, 1, dtype)
 
 
 def _scale(
@@ -170,7 +175,9 @@ def _scale(
 ) -> None:
     """Write ``x * sigmoid(logits)``, and the share of the mean's gradient."""
     batch, tokens, channels = x.shape
-    tile, blocks, programs, steps = _cut(x.shape, at_least=64, waves=4)
+    tile, blocks, programs, steps = _cut(
+        x.shape, _SCALE_ELEMENTS, at_least=64, waves=4
+    )
     if batch > 0:
         launch(
             _scale_kernel,
@@ -270,7 +277,7 @@ def backward(
     return (
         dx,
         _product(dhidden.t(), pooled),
-        dhidden.sum(0),
+        add_up(dhidden),
         _product(dlogits.t(), hidden),
-        dlogits.sum(0),
+        add_up(dlogits),
     )

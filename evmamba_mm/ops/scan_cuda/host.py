@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..atrous import atrous_parameter_sets
+from ..fused.sums import add_up
 from .compiler import launch, load_kernel
 from .variant import (
     Plan,
@@ -233,7 +234,9 @@ def run_forward(
 
 def _sum_groups(call: Call, values: Tensor) -> Tensor:
     """(B*G, chunks, ...) to (K, ...): one sum a parameter set."""
-    by_group = values.unflatten(0, (call.batch, call.groups)).sum((0, 2))
+    by_group = values.view(call.batch, call.groups, *values.shape[1:])
+    for dim in (0, 1):
+        by_group = add_up(by_group, dim, values.dtype)
     if call.cross or call.step <= 2:
         return by_group
     # By slices: an index would have to be copied to the GPU, which a CUDA
@@ -288,7 +291,7 @@ def run_backward(
             proj.numel(),
         )
     if several:
-        dproj = parts.sum(0).to(proj.dtype)
+        dproj = add_up(parts, 0, proj.dtype)
     dA_logs = _sum_groups(call, dA).flatten(0, 1) * -torch.exp(A_logs)
     dbias, dskip, dweight = _sum_groups(call, dsize).split(
         [1, 1, variant.rank], dim=-1

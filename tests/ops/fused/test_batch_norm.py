@@ -116,14 +116,9 @@ def test_kernel_with_each_activation(training, activation, dtype, device):
 
 @pytest.mark.parametrize('channels', [20, 192])
 def test_any_number_of_programs(channels, training, device, monkeypatch):
-    from evmamba_mm.ops.fused import (
-        batch_norm_triton,
-        batch_statistics_triton,
-        tiles,
-    )
+    from evmamba_mm.ops.fused import batch_statistics_triton, tiles
 
-    monkeypatch.setattr(batch_statistics_triton, '_MOST_PROGRAMS', 6)
-    monkeypatch.setattr(batch_norm_triton, '_MOST_BACKWARD', 6)
+    monkeypatch.setattr(batch_statistics_triton, 'MOST_PROGRAMS', 6)
     monkeypatch.setattr(batch_statistics_triton, '_PER_THREAD', 1)
     monkeypatch.setattr(batch_statistics_triton, '_MOST_PARTS', 2)
     monkeypatch.setattr(tiles, '_MULTIPROCESSORS', 0)
