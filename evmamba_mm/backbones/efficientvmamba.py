@@ -17,6 +17,7 @@ from ..layers import (
     LayerNorm,
     PatchEmbed,
     PatchMerging,
+    narrow_weights,
     prepared_weights,
 )
 from .arch import Arch, resolve_arch, resolve_block_types, resolve_out_indices
@@ -185,13 +186,14 @@ class EfficientVMamba(BaseModule):
         x = self.patch_embed(image)
         outputs = []
         for i, stage in enumerate(self.stages):
-            if i > 0:
-                x = self.downsamples[i - 1](x)
-            for block in stage:
-                if self.with_cp and torch.is_grad_enabled():
-                    x = checkpoint_block(block, x)
-                else:
-                    x = block(x)
+            parts = (*self.downsamples[max(0, i - 1) : i], stage)
+            # What is computed again in the backward reads the weights again.
+            again = self.with_cp and torch.is_grad_enabled()
+            with narrow_weights(() if again else parts, x):
+                if i > 0:
+                    x = self.downsamples[i - 1](x)
+                for block in stage:
+                    x = checkpoint_block(block, x) if again else block(x)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
                 outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())

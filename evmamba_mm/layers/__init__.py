@@ -5,6 +5,7 @@ from .es2d import ES2D
 from .evss_block import ConvBranch, EVSSBlock
 from .inverted_residual import InvertedResidual
 from .layer_norm import LayerNorm
+from .narrow import narrow_weights
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging
 from .prepared import prepared_weights
@@ -25,5 +26,6 @@ __all__ = [
     'SS2D',
     'ScanMixer',
     'SqueezeExcite',
+    'narrow_weights',
     'prepared_weights',
 ]

@@ -36,6 +36,10 @@ class ConvBranch(nn.Sequential):
             InferenceWeight(pointwise),
         ]
 
+    def training_weights(self) -> list[nn.Module]:
+        """Layers whose weights a training casts together."""
+        return [self[-1]]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         depthwise, norm, _, pointwise = self

@@ -60,6 +60,10 @@ class InvertedResidual(nn.Module):
             InferenceWeight(*self.conv_pw2[:2]),
         ]
 
+    def training_weights(self) -> list[nn.Module]:
+        """Layers whose weights a training casts together."""
+        return [self.conv_pw[0], self.conv_pw2[0]]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         y = pointwise_depthwise(x, self.conv_pw, self.conv_dw)

@@ -35,6 +35,10 @@ class PatchMerging(nn.Module):
         """Weights that an inference reads in another form."""
         return [InferenceWeight(self.reduction)]
 
+    def training_weights(self) -> list[nn.Linear]:
+        """Layers whose weights a training casts together."""
+        return [self.reduction]
+
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), out)."""
         norm = self.norm

@@ -27,6 +27,7 @@ from ..ops import (
     choose_fused,
     watched,
 )
+from .narrow import narrow_weight
 from .plain import is_plain, is_plain_and_unseen
 
 _thread = threading.local()
@@ -335,14 +336,20 @@ def ready_rows(layer: nn.Module, name: str) -> Tensor | None:
     return made.result[0]
 
 
+def _ready_or_narrow(
+    layer: nn.Conv2d | nn.Linear,
+) -> tuple[Tensor, Tensor | None] | None:
+    return ready_weight(layer) or narrow_weight(layer)
+
+
 def ready_or_own(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a layer, ready ones where there are any."""
-    return ready_weight(layer) or (layer.weight, layer.bias)
+    """Weight and bias of a layer, ready or cast ones where there are any."""
+    return _ready_or_narrow(layer) or (layer.weight, layer.bias)
 
 
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Call a linear layer, with its ready weight if there is one."""
-    ready = ready_weight(layer)
+    """Call a linear layer, with its ready or cast weight if there is one."""
+    ready = _ready_or_narrow(layer)
     if ready is None or not is_plain_and_unseen(layer, nn.Linear):
         return layer(x)
     return F.linear(x, *ready)

@@ -118,6 +118,10 @@ class ScanMixer(nn.Module):
             InferenceWeight(self.out_proj),
         ]
 
+    def training_weights(self) -> list[nn.Module]:
+        """Layers whose weights a training casts together."""
+        return [self.in_proj, self.out_proj]
+
     def _row_layout(self) -> RowLayout:
         return scan_row_layout(self.x_proj_weight.shape, self.A_logs.shape[1])
 

@@ -86,6 +86,10 @@ class ConvSqueezeExcite(nn.Module):
             InferenceWeight(self.conv_expand),
         ]
 
+    def training_weights(self) -> list[nn.Module]:
+        """Layers whose weights a training casts together."""
+        return [self.conv_reduce, self.conv_expand]
+
     def _is_plain(self) -> bool:
         layers = self.conv_reduce, self.conv_expand
         return all(is_plain(layer, nn.Conv2d) for layer in layers)

@@ -14,6 +14,15 @@ from .tiles import as_rows, empty_gradient
 _kernels = lazy_kernels('squeeze_excite_triton')
 
 
+def _product_dtype(
+    x: Tensor, weight: Tensor, dtype: torch.dtype
+) -> torch.dtype:
+    """What the gates are computed in: at least fp32, but by weights cast."""
+    if weight.dtype == dtype:
+        return dtype
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _forward(
     x: Tensor,
     reduce_weight: Tensor,
@@ -23,8 +32,9 @@ def _forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result; then mean, hidden channels and gates for the backward."""
+    inner = _product_dtype(x, reduce_weight, dtype)
     return _kernels().forward(
-        x, reduce_weight, reduce_bias, expand_weight, expand_bias, dtype
+        x, reduce_weight, reduce_bias, expand_weight, expand_bias, dtype, inner
     )
 
 
@@ -36,11 +46,12 @@ _squeeze_excite = torch.library.custom_op(
 @_squeeze_excite.register_fake
 def _(x, reduce_weight, reduce_bias, expand_weight, expand_bias, dtype):
     hidden, channels = reduce_weight.shape
+    inner = _product_dtype(x, reduce_weight, dtype)
     return (
         torch.empty(x.shape, dtype=dtype, device=x.device),
-        x.new_empty((x.shape[0], channels), dtype=torch.float32),
-        x.new_empty((x.shape[0], hidden), dtype=torch.float32),
-        x.new_empty((x.shape[0], channels), dtype=torch.float32),
+        x.new_empty((x.shape[0], channels), dtype=inner),
+        x.new_empty((x.shape[0], hidden), dtype=inner),
+        x.new_empty((x.shape[0], channels), dtype=inner),
     )
 
 
@@ -111,11 +122,12 @@ def _gates_twin(
     reduce_bias: Tensor,
     expand_weight: Tensor,
     expand_bias: Tensor,
+    compute: torch.dtype,
 ) -> Tensor:
-    compute = torch.promote_types(x.dtype, torch.float32)
+    wide = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        x = x.to(compute)
-        pooled = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), 1)
+        pooled = F.adaptive_avg_pool2d(x.to(wide).permute(0, 3, 1, 2), 1)
+        pooled = pooled.to(compute)
         hidden = torch.addmm(
             reduce_bias.to(compute),
             pooled.flatten(1),
@@ -128,9 +140,11 @@ def _gates_twin(
         )
 
 
-def _twin(x: Tensor, *parameters: Tensor) -> Tensor:
-    logits = _gates_twin(x, *parameters)
-    return x.to(logits.dtype) * logits.sigmoid()[:, None, None]
+def _twin(x: Tensor, *parameters: Tensor, dtype: torch.dtype) -> Tensor:
+    compute = _product_dtype(x, parameters[0], dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    gate = _gates_twin(x, *parameters, compute).to(wide).sigmoid()
+    return (x.to(wide) * gate[:, None, None]).to(dtype)
 
 
 def _check(
@@ -172,7 +186,7 @@ def squeeze_excite(
 
     The gates are ``sigmoid(expand(relu(reduce(mean))))`` with the two affine
     maps given. They are computed in fp32, or in fp64 if ``x`` is fp64, also
-    under autocast.
+    under autocast; with weights in the dtype of the result, in that.
 
     Args:
         x: Map of shape (B, H, W, C), H and W at least 1.
@@ -198,7 +212,7 @@ def squeeze_excite(
     dtype = autocast_dtype(x)
     if choose_fused(x, backend) == 'triton':
         return _run(x, *parameters, dtype)[0]
-    return _twin(x, *parameters).to(dtype)
+    return _twin(x, *parameters, dtype=dtype)
 
 
 def squeeze_excite_gates(
@@ -234,7 +248,8 @@ def squeeze_excite_gates(
     _check(x, *parameters)
     kernels = choose_fused(x, backend) == 'triton'
     if not kernels or torch.is_grad_enabled() or watched():
-        return _gates_twin(x, *parameters)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return _gates_twin(x, *parameters, wide)
     batch, height, width, channels = x.shape
     rows = as_rows(x, (batch, height * width, channels))
     return _kernels().gates(rows, *parameters, reduce_weight.dtype)[-1]

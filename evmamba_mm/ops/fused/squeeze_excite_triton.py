@@ -84,7 +84,7 @@ def _sum_kernel(
         result /= tokens
     else:
         logits = tl.load(logits_ptr + entry * C + columns, inside, other=0.0)
-        gate = tl.sigmoid(logits)
+        gate = tl.sigmoid(logits.to(tl.float32))
         result *= gate * (1 - gate)
     tl.store(sums_ptr + share * C + columns, result, mask=inside)
 
@@ -107,11 +107,11 @@ def _scale_kernel(
     columns, entry, first, _ = _place(programs, steps * ROWS, C, COLUMNS)
     inside = columns < C
     logits = tl.load(logits_ptr + entry * C + columns, inside, other=0.0)
-    gate = tl.sigmoid(logits)
+    gate = tl.sigmoid(logits.to(tl.float32))
     shift = tl.zeros((COLUMNS,), tl.float32)
     if dpooled_ptr is not None:
         place = dpooled_ptr + entry * C + columns
-        shift = tl.load(place, inside, other=0.0) / tokens
+        shift = tl.load(place, inside, other=0.0).to(tl.float32) / tokens
     x_ptr += entry * batch_stride
     out_ptr += entry * tokens * C
     for step in range(steps):
@@ -198,7 +198,7 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     out = a.new_empty((a.shape[0], b.shape[1]))
-    return torch.mm(a, b.float(), out=out)
+    return torch.mm(a, b.to(a.dtype), out=out)
 
 
 def scale(x: Tensor, logits: Tensor) -> Tensor:
@@ -236,6 +236,7 @@ def forward(
     expand_weight: Tensor,
     expand_bias: Tensor,
     dtype: torch.dtype,
+    inner_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward.
 
@@ -245,7 +246,8 @@ def forward(
     batch, height, width, channels = x.shape
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     x = as_rows(x, (batch, height * width, channels))
-    inner = gates(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+    parameters = reduce_weight, reduce_bias, expand_weight, expand_bias
+    inner = gates(x, *parameters, inner_dtype)
     _scale(out, x, inner[-1])
     return out, *inner
 
@@ -262,14 +264,14 @@ def backward(
     """Launch the backward.
 
     Returns:
-        Gradients of the map, and in fp32 of the weight and the bias of each
-        product.
+        Gradients of the map, and of the weight and the bias of each product
+        in the dtype of the means.
     """
     batch, height, width, channels = x.shape
     dx = empty_gradient(x, x)
     shape = (batch, height * width, channels)
     dout, x = as_rows(dout, shape), as_rows(x, shape)
-    dlogits = _channel_sums(x, dout, logits)
+    dlogits = _channel_sums(x, dout, logits, pooled.dtype)
     dhidden = torch.ops.aten.threshold_backward(
         _product(dlogits, expand_weight), hidden, 0
     )
@@ -277,7 +279,7 @@ def backward(
     return (
         dx,
         _product(dhidden.t(), pooled),
-        add_up(dhidden),
+        add_up(dhidden, dtype=pooled.dtype),
         _product(dlogits.t(), hidden),
-        add_up(dlogits),
+        add_up(dlogits, dtype=pooled.dtype),
     )

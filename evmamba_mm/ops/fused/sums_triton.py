@@ -100,7 +100,7 @@ def add_up(
     """Launch the sum over one dimension, in a fixed order.
 
     Args:
-        parts: Dense tensor in fp32 of any shape.
+        parts: Dense tensor of any shape, in fp32 or narrower.
         dim: Dimension that goes, from the front.
         dtype: Dtype of the result.
 
