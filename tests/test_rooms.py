@@ -53,6 +53,8 @@ ROOMS = {
                     'fold',
                     'gated_linear',
                     'gated_linear_add',
+                    'gated_residual',
+                    'gates_backward',
                     'group_linear',
                     'merge_norm',
                     'norm',

@@ -87,5 +87,5 @@ class EVSSBlock(nn.Module):
         if not self.fusion:
             return scale_add(x, y, scale=scale)
         local = self.conv_branch(same)
-        gate_y, gate_local = self.se.gates(y, local)
-        return scale_add(x, y, gate_y, local, gate_local, scale)
+        # The gates of both maps, then the sum.
+        return self.se.add_to(x, y, local, scale)

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import (
+    gated_residual,
     pooled_gates,
     pooled_layer_norms,
+    scale_add,
     squeeze_excite,
     squeeze_excite_gates,
 )
@@ -37,26 +39,45 @@ class SqueezeExcite(nn.Module):
         self.global_reduce = init_linear(channels, hidden)
         self.channel_select = init_linear(hidden, channels)
 
-    def gates(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        """Gate of each map before its sigmoid, (B, C) each."""
+    def _is_plain(self) -> bool:
+        layers = self.global_reduce, self.channel_select
+        return all(is_plain_and_unseen(layer, nn.Linear) for layer in layers)
+
+    def _parameters_of_gates(self) -> tuple[Tensor | float, ...]:
         norm, reduce = self.norm, self.global_reduce
         expand = self.channel_select
-        if not all(
-            is_plain_and_unseen(layer, nn.Linear) for layer in (reduce, expand)
-        ):
-            pooled = pooled_layer_norms(maps, norm.weight, norm.bias, norm.eps)
-            pooled = pooled.to(reduce.weight.dtype)
-            return expand(F.gelu(reduce(pooled))).chunk(len(maps))
-        return pooled_gates(
-            maps,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            reduce.weight,
-            reduce.bias,
-            expand.weight,
-            expand.bias,
-        )
+        linear = reduce.weight, reduce.bias, expand.weight, expand.bias
+        return norm.weight, norm.bias, norm.eps, *linear
+
+    def gates(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Gate of each map before its sigmoid, (B, C) each."""
+        if self._is_plain():
+            return pooled_gates(maps, *self._parameters_of_gates())
+        norm, reduce = self.norm, self.global_reduce
+        pooled = pooled_layer_norms(maps, norm.weight, norm.bias, norm.eps)
+        pooled = pooled.to(reduce.weight.dtype)
+        return self.channel_select(F.gelu(reduce(pooled))).chunk(len(maps))
+
+    def add_to(
+        self, residual: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
+    ) -> Tensor:
+        """The gates of both maps, then the sum.
+
+        Args:
+            residual: Map of shape (B, H, W, C).
+            a: Map of this shape.
+            b: Second map of this shape.
+            scale: Factor of each sample of the gated maps, (B,), or None.
+
+        Returns:
+            Map ``residual + scale * (self(a) + self(b))``.
+        """
+        if self._is_plain():
+            return gated_residual(
+                residual, a, b, *self._parameters_of_gates(), scale
+            )
+        gate_a, gate_b = self.gates(a, b)
+        return scale_add(residual, a, gate_a, b, gate_b, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``."""

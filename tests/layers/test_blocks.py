@@ -51,6 +51,32 @@ def test_any_size_and_every_gradient(block, size):
         assert gradient.isfinite().all()
 
 
+def gradients(block, x):
+    # The same samples are dropped.
+    torch.manual_seed(0)
+    y = block(x)
+    dy = torch.linspace(-1, 2, y.numel(), device=y.device).view_as(y)
+    inputs = [x, *block.parameters()]
+    return [y, *torch.autograd.grad(y, inputs, dy)]
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (13, 5)], ids=str)
+def test_gates_give_the_same_gradients_in_any_way(size, monkeypatch):
+    pytest.importorskip('triton', reason='triton is not installed')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    block = EVSSBlock(24, ES2D(24), drop_path_rate=0.3).to(device)
+    x = torch.randn(4, *size, 24, device=device, requires_grad=True)
+    monkeypatch.setenv('EVMAMBA_FUSED_BACKEND', 'torch')
+    expected = gradients(block, x)
+    monkeypatch.setenv('EVMAMBA_FUSED_BACKEND', 'triton')
+    by_one_op = gradients(block, x)
+    block.se.channel_select.register_forward_hook(lambda *_: None)
+    by_calls = gradients(block, x)
+    for values in (by_one_op, by_calls):
+        for value, other in zip(values, expected, strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+
+
 def test_patch_merging_order_and_padding():
     merge = PatchMerging(1, 4)
     nn.init.eye_(merge.reduction.weight)

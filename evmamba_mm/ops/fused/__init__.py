@@ -7,6 +7,7 @@ from .depthwise import depthwise_conv3x3
 from .fold import fold_batch_norm
 from .gated_linear import norm_gate_linear
 from .gated_linear_add import gated_linear_add
+from .gated_residual import gated_residual
 from .group_linear import group_linear
 from .merge_norm import merge_layer_norm, merge_neighbours
 from .norm import layer_norm, layer_norm_branches, layer_norm_gate
@@ -39,6 +40,7 @@ __all__ = [
     'depthwise_conv3x3',
     'fold_batch_norm',
     'gated_linear_add',
+    'gated_residual',
     'group_linear',
     'layer_norm',
     'layer_norm_branches',

@@ -20,19 +20,20 @@ MAX_KERNEL_WEIGHTS = 8192
 _kernels = lazy_kernels('pooled_gates_triton')
 
 
-def _fits(channels: int, hidden: int) -> bool:
+def fits_a_program(channels: int, hidden: int) -> bool:
     """Whether one program can hold a weight, padded to powers of two."""
     bits = max(4, (channels - 1).bit_length()) + (hidden - 1).bit_length()
     return 1 << bits <= MAX_KERNEL_WEIGHTS
 
 
-def _check_linear(
+def check_linear(
     channels: int,
     reduce_weight: Tensor,
     reduce_bias: Tensor,
     expand_weight: Tensor,
     expand_bias: Tensor,
 ) -> None:
+    """Refuse linear maps that do not fit the channels or each other."""
     hidden = reduce_weight.shape[0]
     for name, parameter, shape in (
         ('reduce_weight', reduce_weight, (hidden, channels)),
@@ -102,20 +103,19 @@ def pooled_gates(
     """
     check_maps(maps, norm_weight, norm_bias)
     linear = (reduce_weight, reduce_bias, expand_weight, expand_bias)
-    _check_linear(maps[0].shape[3], *linear)
+    check_linear(maps[0].shape[3], *linear)
     first, second = maps[0], maps[1] if len(maps) == 2 else None
     composed = (
         torch.is_grad_enabled()
         or len(maps) > 2
         or watched()
         or any(x.dtype == torch.float64 for x in maps)
-        or not _fits(first.shape[3], reduce_weight.shape[0])
+        or not fits_a_program(first.shape[3], reduce_weight.shape[0])
     )
     if composed or choose_fused(first, backend) == 'torch':
         pooled = pooled_layer_norms(maps, norm_weight, norm_bias, eps, backend)
         return _composed(pooled, *linear).chunk(len(maps))
-    return (
-        _kernels()
-        .forward(first, second, norm_weight, norm_bias, eps, *linear)
-        .unbind()
+    out, _, _ = _kernels().forward(
+        first, second, norm_weight, norm_bias, eps, *linear
     )
+    return out.unbind()

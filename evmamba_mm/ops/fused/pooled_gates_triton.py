@@ -21,6 +21,8 @@ from .tiles import row_tile
 @triton.jit
 def _gates_kernel(
     out_ptr,
+    mean_ptr,
+    hidden_ptr,
     sums_ptr,
     scale_ptr,
     shift_ptr,
@@ -54,9 +56,14 @@ def _gates_kernel(
         total += load_rows(sums_ptr, rows, C, columns, mask)
     scale = tl.load(scale_ptr + columns, inside, other=0.0).to(tl.float32)
     shift = tl.load(shift_ptr + columns, inside, other=0.0).to(tl.float32)
-    x = tl.sum(total, axis=0) / tokens * scale + shift
+    mean = tl.sum(total, axis=0) / tokens
+    if mean_ptr is not None:
+        tl.store(mean_ptr + entry * C + columns, mean, mask=inside)
+    x = mean * scale + shift
     bias = tl.load(reduce_bias_ptr + hidden, there, other=0.0).to(tl.float32)
     x = tl.sum(reduce * x[None, :], axis=1) + bias
+    if hidden_ptr is not None:
+        tl.store(hidden_ptr + entry * E + hidden, x, mask=there)
     x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     bias = tl.load(expand_bias_ptr + columns, inside, other=0.0).to(tl.float32)
     x = tl.sum(expand * x[None, :], axis=1) + bias
@@ -78,19 +85,24 @@ def forward(
     reduce_bias: Tensor,
     expand_weight: Tensor,
     expand_bias: Tensor,
-) -> Tensor:
+    keep: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Launch for one or two maps; see :func:`.pooled_gates.pooled_gates`.
 
     Returns:
-        Gates of each map, (N, B, C) in fp32.
+        Gates of each map, (N, B, C), and where ``keep`` asks for what a
+        backward needs, the means of the normalised tokens, (N, B, C), and the
+        hidden channels before their activation, (N, B, E). All in fp32.
     """
     batch, height, width, channels = first.shape
     maps, hidden = 1 if second is None else 2, reduce_weight.shape[0]
     out = torch.empty(
         (maps, batch, channels), dtype=torch.float32, device=first.device
     )
+    mean = torch.empty_like(out) if keep else None
+    inner = out.new_empty((maps, batch, hidden)) if keep else None
     if batch == 0:
-        return out
+        return out, mean, inner
     sums = sum_maps(first, second, eps)
     tile = row_tile(channels)
     hidden_tile = padded(hidden)
@@ -101,9 +113,9 @@ def forward(
     launch(
         _gates_kernel,
         (maps * batch, 1, 1),
-        (out, sums, *(x.contiguous() for x in parameters)),
+        (out, mean, inner, sums, *(x.contiguous() for x in parameters)),
         (height * width, sums.shape[2]),
         (channels, hidden, tile.rows, tile.columns, hidden_tile),
         warps,
     )
-    return out
+    return out, mean, inner

@@ -111,7 +111,7 @@ def _twin(
     return (residual + update).to(dtype)
 
 
-def _check(
+def check_sum(
     residual: Tensor,
     a: Tensor,
     gate_a: Tensor | None,
@@ -119,6 +119,7 @@ def _check(
     gate_b: Tensor | None,
     scale: Tensor | None,
 ) -> None:
+    """Refuse maps, gates and factors that do not fit ``a``."""
     if a.dim() != 4:
         raise ValueError(
             f'a must be a map of shape (B, H, W, C), got {tuple(a.shape)}'
@@ -181,7 +182,7 @@ def scale_add(
             or the backend is unknown or cannot serve the maps.
         ImportError: If the chosen backend is not installed.
     """
-    _check(residual, a, gate_a, b, gate_b, scale)
+    check_sum(residual, a, gate_a, b, gate_b, scale)
     wide = residual if residual.dtype == torch.float64 else a
     if choose_fused(wide, backend) == 'triton':
         return _run(residual, a, gate_a, b, gate_b, scale)
