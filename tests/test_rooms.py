@@ -51,6 +51,7 @@ ROOMS = {
                     'fold',
                     'gated_linear',
                     'gated_linear_add',
+                    'gated_linear_backward',
                     'group_linear',
                     'merge_norm',
                     'norm',
