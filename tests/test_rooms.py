@@ -53,6 +53,7 @@ ROOMS = {
                     'fold',
                     'gated_linear',
                     'gated_linear_add',
+                    'gated_linear_backward',
                     'gated_residual',
                     'gates_backward',
                     'group_linear',

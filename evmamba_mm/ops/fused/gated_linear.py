@@ -17,6 +17,12 @@ MAX_KERNEL_CHANNELS = 256
 
 
 _kernels = lazy_kernels('gated_linear_triton')
+_backward_kernels = lazy_kernels('gated_linear_backward_triton')
+
+
+def _fits(weight: Tensor, dtype: torch.dtype) -> bool:
+    # In fp32 a product from registers is slower than cuBLAS's from memory.
+    return len(weight) <= MAX_KERNEL_CHANNELS and dtype != torch.float32
 
 
 def _forward(
@@ -29,14 +35,43 @@ def _forward(
     dtype: torch.dtype,
 ) -> Tensor:
     """By one kernel, or by one and a product, unseen by autograd."""
-    # In fp32 a product from registers is slower than cuBLAS's from memory.
-    if len(weight) <= MAX_KERNEL_CHANNELS and dtype != torch.float32:
+    if _fits(weight, dtype):
         return _kernels().norm_gate_linear_forward(
             y, gate, weight, bias, eps, linear, dtype
         )
     z = norm.norm_forward(y, gate, weight, bias, eps, dtype)
     with torch.autocast(y.device.type, enabled=False):
         return F.linear(z, linear.to(dtype))
+
+
+def _backward(
+    dout: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    linear: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By one kernel and a product, or by two of each.
+
+    Returns:
+        Gradients of y, of the gate, of weight and bias, and of linear.
+    """
+    rows = dout.reshape(-1, dout.shape[-1])
+    if _fits(weight, linear.dtype) and _backward_kernels().serves(
+        *linear.shape
+    ):
+        *gradients, z = _backward_kernels().norm_gate_linear_backward(
+            rows, y, gate, weight, bias, eps, linear
+        )
+        return *gradients, rows.T @ z
+    z = norm.norm_forward(y, gate, weight, bias, eps, linear.dtype)
+    dlinear = rows.T @ z.reshape(-1, z.shape[-1])
+    del z
+    dz = dout @ linear
+    gradients = norm.norm_backward(dz, y, gate, weight, bias, eps)
+    return *gradients, dlinear
 
 
 class _NormGateLinear(torch.autograd.Function):
@@ -50,19 +85,15 @@ class _NormGateLinear(torch.autograd.Function):
     def forward(ctx, y, gate, weight, bias, eps, linear, dtype):
         narrow = linear.to(dtype)
         ctx.save_for_backward(y, gate, weight, bias, narrow)
-        ctx.eps, ctx.dtype, ctx.linear_dtype = eps, dtype, linear.dtype
+        ctx.eps, ctx.linear_dtype = eps, linear.dtype
         return _forward(y, gate, weight, bias, eps, narrow, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
         y, gate, weight, bias, linear = ctx.saved_tensors
-        z = norm.norm_forward(y, gate, weight, bias, ctx.eps, ctx.dtype)
-        rows = dout.reshape(-1, dout.shape[-1])
-        dlinear = rows.T @ z.reshape(-1, z.shape[-1])
-        del z
-        dy, dgate, (dweight, dbias) = norm.norm_backward(
-            dout @ linear, y, gate, weight, bias, ctx.eps
+        dy, dgate, (dweight, dbias), dlinear = _backward(
+            dout, y, gate, weight, bias, ctx.eps, linear
         )
         return (
             dy,

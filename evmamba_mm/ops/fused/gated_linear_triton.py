@@ -33,13 +33,14 @@ _BYTES_OF_TURNS = 24576
 
 
 @triton.jit
-def _load_part(x_ptr, columns, D: tl.constexpr):
+def load_part(x_ptr, columns, D: tl.constexpr):
     """Numbers of some channels, in fp32."""
     return tl.load(x_ptr + columns, columns < D, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _centre(y, mean, columns, D: tl.constexpr):
+def centre(y, mean, columns, D: tl.constexpr):
+    """Rows of mean 0, zero outside."""
     inside = (columns < D)[None, :]
     return tl.where(inside, y - mean[:, None], 0.0)
 
@@ -70,12 +71,12 @@ def _kernel(
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     columns = tl.arange(0, COLUMNS)
-    weight = _load_part(weight_ptr, columns, D)
-    bias = _load_part(bias_ptr, columns, D)
+    weight = load_part(weight_ptr, columns, D)
+    bias = load_part(bias_ptr, columns, D)
     if MORE > 0:
         others = COLUMNS + tl.arange(0, MORE)
-        weight1 = _load_part(weight_ptr, others, D)
-        bias1 = _load_part(bias_ptr, others, D)
+        weight1 = load_part(weight_ptr, others, D)
+        bias1 = load_part(bias_ptr, others, D)
     first = tl.program_id(0).to(tl.int64) * steps * ROWS
     for step in range(steps):
         rows = first + step * ROWS + tl.arange(0, ROWS)
@@ -89,10 +90,10 @@ def _kernel(
             gate1 = load_rows(gate_ptr, rows, gate_stride, others, mask)
             y1 = load_rows(y_ptr, rows, y_stride, others, mask)
             total += tl.sum(y1, axis=1)
-        y = _centre(y, total / D, columns, D)
+        y = centre(y, total / D, columns, D)
         squares = tl.sum(y * y, axis=1)
         if MORE > 0:
-            y1 = _centre(y1, total / D, others, D)
+            y1 = centre(y1, total / D, others, D)
             squares += tl.sum(y1 * y1, axis=1)
         rstd = tl.rsqrt(squares / D + eps)
         z = _gated(y, rstd, weight, bias, gate).to(dtype)
@@ -111,7 +112,7 @@ def _kernel(
 
 
 @functools.lru_cache(maxsize=1024)
-def _columns(channels: int) -> tuple[int, int]:
+def channel_parts(channels: int) -> tuple[int, int]:
     """A power of two, and the half of it or nothing, that hold the channels.
 
     The widths of networks are such, and nothing is padded then.
@@ -136,7 +137,7 @@ def norm_gate_linear_forward(
     shape = (*y.shape[:-1], outputs)
     out = torch.empty(shape, dtype=dtype, device=y.device)
     y, gate = as_rows(y, (-1, channels)), as_rows(gate, (-1, channels))
-    columns, more = _columns(channels)
+    columns, more = channel_parts(channels)
     wide = columns + more
     weights = wide * triton.next_power_of_2(max(outputs, 16))
     size = wide * _ROWS * (y.element_size() + gate.element_size())

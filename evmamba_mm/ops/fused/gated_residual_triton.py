@@ -17,14 +17,15 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import load_rows, normalise, store_rows
-from .tiles import image_rows, row_tile, split_rows
+from .tiles import image_rows, pipeline_stages, row_tile, split_rows
 
 _MOST_PARTIAL_SUMS = 1056
 # Of many batch entries there are more: what ends the sums goes through those
 # of one entry in turn, and of all entries at once.
 _FEW_PARTIAL_SUMS = 32
 # Of a program, unless the card would stay empty or there are too many sums.
-_STEPS = 4
+_STEPS = 8
+_ELEMENTS = 1024
 
 
 class MapRows(NamedTuple):
@@ -60,6 +61,7 @@ def _sum_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     columns = tl.arange(0, COLUMNS)
     inside = columns < C
@@ -71,7 +73,7 @@ def _sum_kernel(
     b_ptr += entry * b_batch_stride
     sum_a = tl.zeros((ROWS, COLUMNS), tl.float32)
     sum_b = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in range(steps):
+    for step in tl.range(steps, num_stages=STAGES):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         dout = load_rows(dout_ptr, rows, dout_stride, columns, mask)
@@ -114,6 +116,7 @@ def _maps_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     columns = tl.arange(0, COLUMNS)
     inside = columns < C
@@ -131,7 +134,7 @@ def _maps_kernel(
     b_ptr += entry * b_batch_stride
     da_ptr += entry * tokens * C
     db_ptr += entry * tokens * C
-    for step in range(steps):
+    for step in tl.range(steps, num_stages=STAGES):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         dout = load_rows(dout_ptr, rows, dout_stride, columns, mask)
@@ -163,7 +166,8 @@ def sum_products(rows: MapRows) -> Tensor:
         sum over P.
     """
     batch, tokens, channels = rows.shape
-    tile = row_tile(channels)
+    tile = row_tile(channels, _ELEMENTS)
+    stages = pipeline_stages(tile.rows * tile.columns, *rows.maps)
     programs, steps = split_rows(
         tokens,
         tile.rows,
@@ -181,7 +185,7 @@ def sum_products(rows: MapRows) -> Tensor:
         (batch * programs, 1, 1),
         (sums, *rows.maps),
         (tokens, programs, *rows.strides, steps),
-        (channels, tile.rows, tile.columns),
+        (channels, tile.rows, tile.columns, stages),
         tile.warps,
     )
     return sums
@@ -205,7 +209,8 @@ def maps_backward(
         eps: Added to the variance of the norm before the gates.
     """
     batch, tokens, channels = rows.shape
-    tile = row_tile(channels)
+    tile = row_tile(channels, _ELEMENTS)
+    stages = pipeline_stages(tile.rows * tile.columns, *rows.maps)
     programs, steps = split_rows(
         tokens, tile.rows, at_least=_STEPS * tile.rows, groups=batch
     )
@@ -214,6 +219,6 @@ def maps_backward(
         (batch * programs, 1, 1),
         (*dmaps, *rows.maps, factors, levels),
         (batch, tokens, programs, *rows.strides, steps, float(eps)),
-        (channels, tile.rows, tile.columns),
+        (channels, tile.rows, tile.columns, stages),
         tile.warps,
     )

@@ -7,6 +7,7 @@ that a program takes on the smallest GPU that is meant.
 """
 
 import json
+from itertools import product
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -14,6 +15,7 @@ from triton.compiler import ASTSource, compile
 
 from evmamba_mm.ops.fused import (
     gated_linear_add_triton,
+    gated_linear_backward_triton,
     gated_linear_triton,
     group_linear_triton,
     patch_norm_triton,
@@ -82,6 +84,14 @@ def norm_gate_linear(channels):
     )
 
 
+def norm_gate_linear_backward(channels, dtype):
+    y, wide = maps(25088, channels, dtype=dtype), torch.empty(channels)
+    linear = maps(channels // 2, channels)
+    gated_linear_backward_triton.norm_gate_linear_backward(
+        maps(25088, channels // 2), y, y, wide, wide, 1e-5, linear
+    )
+
+
 def gated_linear_add(side, channels, outputs):
     x = maps(128, side, side, channels)
     residual = maps(128, side, side, outputs)
@@ -105,6 +115,10 @@ def group_linear(channels):
 
 CASES = [
     *((gated_linear_triton, norm_gate_linear, (c,)) for c in (96, 128, 192)),
+    *(
+        (gated_linear_backward_triton, norm_gate_linear_backward, sizes)
+        for sizes in product((96, 128, 192, 256), TYPES)
+    ),
     (gated_linear_add_triton, gated_linear_add, (14, 768, 192)),
     (gated_linear_add_triton, gated_linear_add, (7, 1536, 384)),
     (gated_linear_add_triton, gated_linear_add, (7, 3072, 768)),

@@ -33,5 +33,5 @@ def test_kernels_fit_into_small_gpus(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [x for x in done.stdout.splitlines() if x.startswith('[')]
     sizes = dict(map(json.loads, lines))
-    assert len(sizes) == 9
+    assert len(sizes) == 21
     assert {k: v for k, v in sizes.items() if v > SMALLEST} == {}
