@@ -24,8 +24,9 @@ _MOST_PARTIAL_SUMS = 1056
 # of one entry in turn, and of all entries at once.
 _FEW_PARTIAL_SUMS = 32
 # Of a program, unless the card would stay empty or there are too many sums.
-_STEPS = 8
-_ELEMENTS = 1024
+_STEPS = 4
+# 32 numbers of each map a thread.
+_ELEMENTS, _WARPS = 2048, 2
 
 
 class MapRows(NamedTuple):
@@ -61,7 +62,6 @@ def _sum_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     columns = tl.arange(0, COLUMNS)
     inside = columns < C
@@ -73,7 +73,7 @@ def _sum_kernel(
     b_ptr += entry * b_batch_stride
     sum_a = tl.zeros((ROWS, COLUMNS), tl.float32)
     sum_b = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(steps, num_stages=STAGES):
+    for step in range(steps):
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         dout = load_rows(dout_ptr, rows, dout_stride, columns, mask)
@@ -167,7 +167,6 @@ def sum_products(rows: MapRows) -> Tensor:
     """
     batch, tokens, channels = rows.shape
     tile = row_tile(channels, _ELEMENTS)
-    stages = pipeline_stages(tile.rows * tile.columns, *rows.maps)
     programs, steps = split_rows(
         tokens,
         tile.rows,
@@ -185,8 +184,8 @@ def sum_products(rows: MapRows) -> Tensor:
         (batch * programs, 1, 1),
         (sums, *rows.maps),
         (tokens, programs, *rows.strides, steps),
-        (channels, tile.rows, tile.columns, stages),
-        tile.warps,
+        (channels, tile.rows, tile.columns),
+        _WARPS,
     )
     return sums
 
@@ -220,5 +219,5 @@ def maps_backward(
         (*dmaps, *rows.maps, factors, levels),
         (batch, tokens, programs, *rows.strides, steps, float(eps)),
         (channels, tile.rows, tile.columns, stages),
-        tile.warps,
+        _WARPS,
     )

@@ -160,8 +160,9 @@ def test_gradient_with_strides(view, device):
     inputs = list(leaves.values())
     values = torch.autograd.grad(y, inputs, dout, retain_graph=True)
     expected = torch.autograd.grad(y, inputs, dout.contiguous())
+    # Compiled for another stride, it may round in another way.
     for value, other in zip(values, expected, strict=True):
-        assert torch.equal(value, other)
+        assert relative_error(value, other) < 1e-5
 
 
 def test_gradient_of_one_value(device):
