@@ -75,9 +75,12 @@ def _project_and_scan(
 ) -> Tensor:
     """Scan sequences (B, G, D, L), one parameter set a sequence."""
     rank, states = dt_projs_weight.shape[-1], A_logs.shape[-1]
-    projected = torch.einsum('bgdl,gcd->bgcl', xs, x_proj_weight)
+    # Outside of autocast a half precision map may meet fp32 parameters.
+    weight = x_proj_weight.to(xs.dtype)
+    projected = torch.einsum('bgdl,gcd->bgcl', xs, weight)
     dt, B, C = projected.split([rank, states, states], dim=2)
-    delta = torch.einsum('bgrl,gdr->bgdl', dt, dt_projs_weight)
+    weight = dt_projs_weight.to(dt.dtype)
+    delta = torch.einsum('bgrl,gdr->bgdl', dt, weight)
     # Half precision would round A's large decay rates, also under autocast.
     A = -torch.exp(A_logs if A_logs.dtype == torch.float64 else A_logs.float())
     y = selective_scan(

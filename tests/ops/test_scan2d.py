@@ -103,6 +103,17 @@ def test_wrong_parameter_shape_is_named(name):
         es2d_scan(torch.zeros(1, 4, 4, D).double(), **p)
 
 
+@pytest.mark.parametrize('backend', ['naive', 'torch'])
+@pytest.mark.parametrize('scan', [es2d_scan, ss2d_scan])
+def test_half_precision_map_meets_fp32_parameters(scan, backend):
+    p = parameters(4, torch.float32)
+    x = torch.randn(2, 3, 5, D)
+    y = scan(x.bfloat16(), **p, backend=backend)
+    assert y.dtype == torch.bfloat16
+    expected = scan(x.bfloat16().float(), **p, backend='naive')
+    assert relative_error(y.float(), expected) < 2e-2
+
+
 def test_wrong_map_is_named():
     with pytest.raises(ValueError, match=r'\(B, H, W, D\)'):
         ss2d_scan(torch.zeros(4, 4, D), **parameters(4, torch.float32))
