@@ -1,4 +1,7 @@
-"""Compiles kernels with products as models launch them, without a GPU.
+"""Compiles kernels as models launch them, without a GPU.
+
+Those are meant that keep tiles in shared memory: of products, and of loads
+that run ahead.
 
     python -m tests.ops.fused.shared_memory
 
@@ -14,11 +17,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from evmamba_mm.ops.fused import (
+    batch_norm_triton,
+    batch_statistics_triton,
+    column_sums_triton,
     gated_linear_add_triton,
     gated_linear_backward_triton,
     gated_linear_triton,
+    gated_residual_triton,
     group_linear_triton,
+    merge_norm_triton,
+    norm_triton,
     patch_norm_triton,
+    pooled_norm_triton,
+    squeeze_excite_triton,
+    sums_triton,
 )
 
 SMALLEST = GPUTarget('cuda', 86, 32)
@@ -65,8 +77,9 @@ def launches(room, call):
     def keep(kernel, grid, *arguments, **options):
         seen.append((kernel, arguments, options))
 
-    room.launch = keep
-    room.is_misread = lambda x: False
+    for each in (room, sums_triton):
+        each.launch = keep
+        each.is_misread = lambda x: False
     call()
     return seen
 
@@ -113,7 +126,66 @@ def group_linear(channels):
     group_linear_triton.group_linear_forward(u, maps(4, 48, channels), 2)
 
 
+def norm(channels, dtype):
+    x, wide = maps(1000, channels, dtype=dtype), torch.empty(channels)
+    norm_triton.backward(x, x, None, wide, wide, 1e-5, x, x)
+    norm_triton.backward(x, x, x, wide, wide, 1e-5)
+
+
+def merge_norm(channels, dtype):
+    x, dout = maps(2, 8, 8, channels, dtype=dtype), maps(32, 4 * channels)
+    weight = torch.empty(4 * channels)
+    merge_norm_triton.merge_backward(dout.to(dtype), x, weight, 1e-5)
+
+
+def batch_norm(channels, dtype):
+    x, wide = maps(2, 28, 28, channels, dtype=dtype), torch.empty(channels)
+    batch_norm_triton.backward(
+        x, x, wide, wide, wide, wide, True, 1e-5, 'gelu'
+    )
+
+
+def batch_statistics(channels, dtype):
+    x, wide = maps(2, 28, 28, channels, dtype=dtype), torch.empty(channels)
+    batch_statistics_triton.statistics(x, wide, wide, 0.1)
+
+
+def column_sums(channels, dtype):
+    column_sums_triton.column_sums(maps(9999, channels, dtype=dtype))
+
+
+def pooled_norm(channels, dtype):
+    x = maps(2, 28, 28, channels, dtype=dtype)
+    pooled_norm_triton.sum_maps(x, x, 1e-5)
+
+
+def squeeze_excite(channels, dtype):
+    x, logits = maps(2, 196, channels, dtype=dtype), torch.empty(2, channels)
+    squeeze_excite_triton._channel_sums(x, x, logits)
+
+
+def gated_residual(channels, dtype):
+    x = maps(2, 28, 28, channels, dtype=dtype)
+    rows, wide = gated_residual_triton.map_rows(x, x, x), torch.empty(2, 2, 1)
+    gated_residual_triton.maps_backward((x, x), rows, wide, wide, 1e-5)
+
+
+AHEAD = {
+    norm_triton: norm,
+    merge_norm_triton: merge_norm,
+    batch_norm_triton: batch_norm,
+    batch_statistics_triton: batch_statistics,
+    column_sums_triton: column_sums,
+    pooled_norm_triton: pooled_norm,
+    squeeze_excite_triton: squeeze_excite,
+    gated_residual_triton: gated_residual,
+}
 CASES = [
+    *(
+        (room, function, sizes)
+        for room, function in AHEAD.items()
+        for sizes in product((48, 768), (torch.float32, torch.bfloat16))
+    ),
     *((gated_linear_triton, norm_gate_linear, (c,)) for c in (96, 128, 192)),
     *(
         (gated_linear_backward_triton, norm_gate_linear_backward, sizes)
@@ -133,5 +205,5 @@ if __name__ == '__main__':
         found = launches(room, lambda f=function, s=sizes: f(*s))
         for kernel, arguments, options in found:
             made = compiled(kernel, *arguments, **options)
-            name = f'{function.__name__}{sizes}'
+            name = f'{function.__name__}{sizes} {kernel.fn.__name__}'
             print(json.dumps([name, made.metadata.shared]), flush=True)
