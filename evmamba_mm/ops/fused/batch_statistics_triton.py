@@ -183,8 +183,9 @@ def _merge_kernel(
         _follow(running_mean_ptr + columns, mean, momentum, inside)
         _follow(running_var_ptr + columns, unbiased, momentum, inside)
     if batches_ptr is not None:
-        count = tl.load(batches_ptr) + 1
-        tl.store(batches_ptr, count, mask=tl.program_id(0) == 0)
+        # Triton 3.0 does not heed the mask of a single number.
+        if tl.program_id(0) == 0:
+            tl.store(batches_ptr, tl.load(batches_ptr) + 1)
 
 
 def statistics(
