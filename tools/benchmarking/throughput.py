@@ -91,7 +91,7 @@ def draw(output, rows, accuracies, mode, phase):
     speeds = [point[1] for point in points]
     with style.canvas(4.9, output) as figure:
         axis = figure.subplots()
-        figure.subplots_adjust(0.075, 0.105, 0.985, 0.98)
+        figure.subplots_adjust(0.075, 0.105, 0.96, 0.98)
         axis.set_xscale('log')
         axis.set_xlim(min(speeds) / 1.35, max(speeds) * 1.35)
         axis.grid(color='#E4E4E4', linewidth=0.7)
