@@ -1,7 +1,7 @@
 """Weights of a part of a network, cast to the autocast dtype together.
 
 Autocast casts a weight where it is used, and the gradient back, by a launch
-each; of a small network that is a fifth of all launches of a training step.
+each; of a small network that is a tenth of all launches of a training step.
 """
 
 import contextlib
