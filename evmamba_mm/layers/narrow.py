@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..ops import choose_fused, watched
-from .plain import is_plain
+from .plain import has_hooks, is_plain
 
 _thread = threading.local()
 
@@ -63,11 +63,18 @@ def _copies(
 
 
 def _layers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """Layers that compute in the autocast dtype."""
+    """Layers that compute in the autocast dtype.
+
+    A hook may bring or change the weights of what is below it, after the cast.
+    """
     for module in modules:
-        for part in module.modules():
-            if hasattr(part, 'training_weights'):
-                yield from part.training_weights()
+        if has_hooks(module):
+            continue
+        if hasattr(module, 'training_weights'):
+            for layer in module.training_weights():
+                if not has_hooks(layer):
+                    yield layer
+        yield from _layers(module.children())
 
 
 def _asked(device_type: str) -> torch.dtype | None:
@@ -138,7 +145,8 @@ def narrow_weight(
 ) -> tuple[Tensor, Tensor | None] | None:
     """Weight and bias of a layer, cast if they were, or None."""
     using = getattr(_thread, 'using', None)
-    if using is None:
+    # A trace of a part would keep the casts of this call for all others.
+    if using is None or watched():
         return None
     found, (device_type, dtype) = using
     cast = found.get(id(layer))

@@ -157,6 +157,29 @@ def test_replaced_weight_is_read(part, x):
             assert narrow.narrow_weight(layer) is None
 
 
+def test_what_has_hooks_reads_its_own(part, x):
+    part.mixer.register_forward_pre_hook(lambda *_: None)
+    part.merge.reduction.register_forward_hook(lambda *_: None)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        with narrow_weights([part], x):
+            names = cast_layers(part)
+    assert 'block.conv_pw.0' in names
+    assert not {'mixer.in_proj', 'merge.reduction'} & names
+
+
+def test_traced_part_reads_its_own(part, x):
+    traced = torch.compile(part.merge, fullgraph=True, backend='aot_eager')
+    y = torch.randn(2, 4, 5, 8, device=x.device).bfloat16()
+    with torch.autocast(x.device.type, torch.bfloat16):
+        for change in (0, 1):
+            with torch.no_grad():
+                part.merge.reduction.weight += change
+            with narrow_weights([part], x):
+                found, expected = traced(y), part.merge(y)
+            error = (found.float() - expected.float()).abs().max()
+            assert error < 0.05 * expected.float().abs().max()
+
+
 def test_error_inside_leaves_nothing_behind(part, x):
     with torch.autocast(x.device.type, torch.bfloat16):
         with contextlib.suppress(KeyError):

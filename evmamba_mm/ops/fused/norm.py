@@ -97,7 +97,9 @@ class _Branches(torch.autograd.Function):
         ctx.eps = eps
         ctx.set_materialize_grads(False)
         # Each branch has an output of its own, and so a gradient of its own.
-        return normed, normed.detach(), x
+        # They are views: changed in place, which the other would not know
+        # of, they raise an error.
+        return normed.view_as(normed), normed.view_as(normed), x
 
     @staticmethod
     @once_differentiable

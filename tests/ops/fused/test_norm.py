@@ -251,6 +251,15 @@ def test_branches_of_strided_gradients(device):
         assert relative_error(kernel, twin) < 1e-5
 
 
+@pytest.mark.parametrize('branch', range(3))
+def test_branch_is_not_changed_in_place(branch, device):
+    arguments = norm_arguments((3, 48), False, torch.float32, device)
+    arguments['x'].requires_grad_()
+    three = layer_norm_branches(**arguments, backend='triton')
+    with pytest.raises(RuntimeError, match='modified inplace|in-place'):
+        three[branch].relu_()
+
+
 def test_branches_without_gradients_are_one(device):
     arguments = norm_arguments((3, 48), False, torch.float32, device)
     with torch.no_grad():
