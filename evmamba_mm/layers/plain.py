@@ -25,7 +25,9 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
         kind: The class that is read.
     """
     weight = layer._parameters.get('weight')
-    return type(layer) is kind and type(weight) in (nn.Parameter, Tensor)
+    plain = type(layer) is kind and type(weight) in (nn.Parameter, Tensor)
+    # Pruning leaves what is no parameter in the place of one.
+    return plain and 'bias' not in layer.__dict__
 
 
 def is_plain_and_unseen(layer: nn.Module, kind: type[nn.Module]) -> bool:

@@ -3,10 +3,12 @@
 Shape letters: B batch, H W map, C channels.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import (
+    autocast_dtype,
     gated_residual,
     pooled_gates,
     pooled_layer_norms,
@@ -120,22 +122,30 @@ class ConvSqueezeExcite(nn.Module):
         pooled = x.mean((1, 2))[:, :, None, None]
         return self.conv_expand(self.conv_reduce(pooled).relu()).flatten(1)
 
-    def _parameters_of_products(self) -> tuple[Tensor, ...]:
+    def _parameters_of_products(self, x: Tensor) -> tuple[Tensor, ...]:
         reduce, reduce_bias = ready_or_own(self.conv_reduce)
         expand, expand_bias = ready_or_own(self.conv_expand)
         # On a 1x1 map a convolution is a product of matrices, and takes many
         # times as long as one.
         reduce = reduce.view(reduce.shape[:2])
-        return reduce, reduce_bias, expand.view(expand.shape[:2]), expand_bias
+        expand = expand.view(expand.shape[:2])
+        parameters = reduce, reduce_bias, expand, expand_bias
+        # The gates are as exact as their weights: these are cast where they
+        # are not yet, so that what is computed again is the same.
+        if torch.is_grad_enabled() and torch.is_autocast_enabled(
+            x.device.type
+        ):
+            return tuple(p.to(autocast_dtype(x)) for p in parameters)
+        return parameters
 
     def gates(self, x: Tensor) -> Tensor:
         """Gate of each channel of ``x`` before its sigmoid, (B, C)."""
         if not self._is_plain():
             return self._called_gates(x)
-        return squeeze_excite_gates(x, *self._parameters_of_products())
+        return squeeze_excite_gates(x, *self._parameters_of_products(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``."""
         if not self._is_plain():
             return x * self._called_gates(x).sigmoid()[:, None, None]
-        return squeeze_excite(x, *self._parameters_of_products())
+        return squeeze_excite(x, *self._parameters_of_products(x))

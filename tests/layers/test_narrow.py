@@ -8,6 +8,8 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from evmamba_mm import EfficientVMamba
 from evmamba_mm.layers import (
@@ -203,3 +205,31 @@ def test_backbone(with_cp, device):
     sum(y.float().square().mean() for y in maps).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
+
+
+def test_block_that_is_computed_again(part, x):
+    """By the user, where nothing is cast together."""
+
+    class Again(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, y):
+            return checkpoint(self.block, y, use_reentrant=False)
+
+    y = torch.cat([x, x], dim=-1).bfloat16()
+    expected = gradients(part.block, y, True)
+    found = gradients(Again(part.block), y, True)
+    for name, value in expected.items():
+        # Autocast's casts have their gradients in another order.
+        error = (found[f'block.{name}'] - value).abs().max()
+        assert error <= 1e-2 * value.abs().max() + 1e-3, name
+
+
+def test_bias_that_is_no_parameter(part, x):
+    y = torch.cat([x, x], dim=-1).bfloat16()
+    prune.random_unstructured(part.block.se.conv_reduce, 'bias', 0.5)
+    prune.random_unstructured(part.branch[3], 'bias', 0.5)
+    assert gradients(part.block, y, True)['se.conv_reduce.bias_orig'].any()
+    assert gradients(part.branch, x.bfloat16(), True)['3.bias_orig'].any()
