@@ -6,7 +6,7 @@ each; of a small network that is a tenth of all launches of a training step.
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ class _Cast(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
-    results: dict[int, Tensor]
+    results: tuple[Tensor, Tensor | None]
 
 
 class _CastTogether(torch.autograd.Function):
@@ -39,26 +39,25 @@ class _CastTogether(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
-        there = [i for i, x in enumerate(gradients) if x is not None]
-        results: list[Tensor | None] = [None] * len(gradients)
-        wide = _copies(
-            [gradients[i] for i in there], [ctx.dtypes[i] for i in there]
-        )
-        for i, x in zip(there, wide, strict=True):
-            results[i] = x
-        return None, *results
+        return None, *_copies(gradients, ctx.dtypes)
 
 
 def _copies(
-    tensors: Iterable[Tensor], dtypes: Iterable[torch.dtype]
-) -> list[Tensor]:
-    tensors = list(tensors)
+    tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]
+) -> list[Tensor | None]:
+    """Each tensor that there is, in its dtype."""
     copies = [
-        torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+        None
+        if x is None
+        else torch.empty_like(
+            x, dtype=dtype, memory_format=torch.contiguous_format
+        )
         for x, dtype in zip(tensors, dtypes, strict=True)
     ]
-    if copies:
-        torch._foreach_copy_(copies, tensors)
+    there = [x for x in tensors if x is not None]
+    if there:
+        written = [x for x in copies if x is not None]
+        torch._foreach_copy_(written, there)
     return copies
 
 
@@ -77,7 +76,7 @@ def _layers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
         yield from _layers(module.children())
 
 
-def _asked(device_type: str) -> torch.dtype | None:
+def asked_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast asks for, None where it is off."""
     if not torch.is_autocast_enabled(device_type):
         return None
@@ -109,7 +108,7 @@ def narrow_weights(
             method ``training_weights`` tells by it the layers to cast.
         x: Their input.
     """
-    dtype = _asked(x.device.type)
+    dtype = asked_dtype(x.device.type)
     if (
         dtype is None
         or not torch.is_grad_enabled()
@@ -136,7 +135,10 @@ def narrow_weights(
         return contextlib.nullcontext()
     narrow = _CastTogether.apply(dtype, *wide.values())
     results = dict(zip(wide, narrow, strict=True))
-    found = {id(layer): _Cast(*both, results) for layer, *both in casts}
+    found = {
+        id(layer): _Cast(*both, tuple(results.get(id(x), x) for x in both))
+        for layer, *both in casts
+    }
     return _using(found, (x.device.type, dtype))
 
 
@@ -150,12 +152,9 @@ def narrow_weight(
         return None
     found, (device_type, dtype) = using
     cast = found.get(id(layer))
-    if cast is None or _asked(device_type) != dtype:
+    if cast is None or asked_dtype(device_type) != dtype:
         return None
     weight, bias = (layer._parameters.get(name) for name in ('weight', 'bias'))
     if weight is not cast.weight or bias is not cast.bias:
         return None
-    return (
-        cast.results.get(id(weight), weight),
-        cast.results.get(id(bias), bias),
-    )
+    return cast.results

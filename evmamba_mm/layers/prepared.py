@@ -27,7 +27,7 @@ from ..ops import (
     choose_fused,
     watched,
 )
-from .narrow import narrow_weight
+from .narrow import asked_dtype, narrow_weight
 from .plain import is_plain, is_plain_and_unseen
 
 _thread = threading.local()
@@ -242,7 +242,7 @@ class _Using:
 
     def __init__(self, ready: _Ready, device_type: str) -> None:
         self.ready = ready
-        self.asked = _asked(device_type)
+        self.asked = asked_dtype(device_type)
         self.device_type = device_type
 
     def __enter__(self) -> None:
@@ -255,20 +255,13 @@ class _Using:
         _thread.using = self.outer
 
 
-def _asked(device_type: str) -> torch.dtype | None:
-    """The dtype that autocast asks for, None where it is off."""
-    if not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
-
-
 def _found() -> dict[tuple[int, int | str], _Made] | None:
     """What is ready, if it is for what is computed now."""
     using = getattr(_thread, 'using', None)
     # A part of a backbone may turn gradients on, or autocast off.
     if using is None or torch.is_grad_enabled():
         return None
-    same = _asked(using.device_type) == using.asked
+    same = asked_dtype(using.device_type) == using.asked
     return using.ready.found if same else None
 
 

@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .norm_triton import load_rows, normalise, store_rows
+from .norm_triton import load_rows, store_rows
+from .pooled_norm_triton import by_mean
 from .tiles import image_rows, pipeline_stages, row_tile, split_rows
 
 _MOST_PARTIAL_SUMS = 1056
@@ -86,14 +87,6 @@ def _sum_kernel(
 
 
 @triton.jit
-def _by_mean(x, level, inside, eps, C: tl.constexpr):
-    """Gradient of tokens by way of the mean of the normalised ones."""
-    normed, rstd = normalise(x, inside, eps, C)
-    along = tl.sum(level[None, :] * normed, axis=1) / C
-    return (level[None, :] - normed * along[:, None]) * rstd[:, None]
-
-
-@triton.jit
 def _maps_kernel(
     da_ptr,
     db_ptr,
@@ -140,9 +133,9 @@ def _maps_kernel(
         dout = load_rows(dout_ptr, rows, dout_stride, columns, mask)
         a = load_rows(a_ptr, rows, a_stride, columns, mask)
         b = load_rows(b_ptr, rows, b_stride, columns, mask)
-        da = dout * factor_a[None, :] + _by_mean(a, level_a, inside, eps, C)
+        da = dout * factor_a[None, :] + by_mean(a, level_a, inside, eps, C)
         store_rows(da_ptr, rows, C, columns, mask, da)
-        db = dout * factor_b[None, :] + _by_mean(b, level_b, inside, eps, C)
+        db = dout * factor_b[None, :] + by_mean(b, level_b, inside, eps, C)
         store_rows(db_ptr, rows, C, columns, mask, db)
 
 

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .activations_triton import activate, slope
 from .launch import launch
 from .norm_triton import load_rows
 from .pooled_gates_triton import padded
@@ -42,12 +43,6 @@ class GateGradients(NamedTuple):
     pooled: Tensor
     factors: Tensor
     levels: Tensor
-
-
-@triton.jit
-def _share_below(x):
-    """Share of a normal distribution that lies below."""
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit
@@ -98,8 +93,7 @@ def _gates_kernel(
     dgates = tl.sum(total, axis=0) * factor * (1 - open_)
     tl.store(dgates_ptr + place, dgates, mask=inside)
     x = tl.load(hidden_ptr + entry * E + hidden, there, other=0.0)
-    slope = _share_below(x) + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
-    dhidden = tl.sum(expand * dgates[:, None], axis=0) * slope
+    dhidden = tl.sum(expand * dgates[:, None], axis=0) * slope(x, 'gelu')
     tl.store(dhidden_ptr + entry * E + hidden, dhidden, mask=there)
     dpooled = tl.sum(reduce * dhidden[:, None], axis=0)
     tl.store(dpooled_ptr + place, dpooled, mask=inside)
@@ -183,7 +177,7 @@ def _parameters_kernel(
             mask = (rows < entries)[:, None] & inside[None, :]
             place = rows * E + channel
             x = tl.load(hidden_ptr + place, rows < entries, other=0.0)
-            x *= _share_below(x)
+            x = activate(x, 'gelu')
             dgates = load_rows(dgates_ptr, rows, C, columns, mask)
             dexpand += dgates * x[:, None]
             dhidden = tl.load(dhidden_ptr + place, rows < entries, other=0.0)

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from .launch import launch
 from .norm_triton import (
-    BACKWARD_ELEMENTS,
-    MOST_PARTIAL_SUMS,
     differentiate,
     load_rows,
     normalise,
+    share_backward,
     store_rows,
 )
 from .sums_triton import add_up
@@ -149,14 +148,7 @@ def merge_backward(
     wide = 4 * channels
     dx = dense_like(x, x.dtype)
     dout = as_rows(dout, (-1, wide))
-    tile = row_tile(wide, BACKWARD_ELEMENTS)
-    programs, steps = split_rows(
-        len(dout),
-        tile.rows,
-        at_least=16,
-        waves=2,
-        programs=MOST_PARTIAL_SUMS,
-    )
+    tile, programs, steps = share_backward(len(dout), wide)
     sums = torch.empty(
         (programs, 2, wide), dtype=torch.float32, device=x.device
     )

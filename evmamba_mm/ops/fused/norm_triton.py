@@ -15,6 +15,7 @@ from .launch import launch
 from .pixels import pixel_rows
 from .sums_triton import add_up
 from .tiles import (
+    Tile,
     as_rows,
     dense_like,
     empty_gradient,
@@ -23,9 +24,9 @@ from .tiles import (
     split_rows,
 )
 
-MOST_PARTIAL_SUMS = 1056
+_MOST_PARTIAL_SUMS = 1056
 # The gradients fill more registers: more programs that are smaller.
-BACKWARD_ELEMENTS = 1024
+_BACKWARD_ELEMENTS = 1024
 
 
 @triton.jit
@@ -158,6 +159,19 @@ def _backward_kernel(
     tl.store(places + C, tl.sum(dbias, axis=0), mask=inside)
 
 
+def share_backward(tokens: int, channels: int) -> tuple[Tile, int, int]:
+    """Tile of a norm's backward, programs, and steps of a program."""
+    tile = row_tile(channels, _BACKWARD_ELEMENTS)
+    programs, steps = split_rows(
+        tokens,
+        tile.rows,
+        at_least=16,
+        waves=2,
+        programs=_MOST_PARTIAL_SUMS,
+    )
+    return tile, programs, steps
+
+
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """Evenly spaced rows with dense channels, and the distance of two."""
     if x.dim() == 4:
@@ -229,14 +243,7 @@ def backward(
         None if map_ is None else as_rows(map_, (-1, channels))
         for map_ in (dout, more, through, x, gate)
     ]
-    tile = row_tile(channels, BACKWARD_ELEMENTS)
-    programs, steps = split_rows(
-        x.shape[0],
-        tile.rows,
-        at_least=16,
-        waves=2,
-        programs=MOST_PARTIAL_SUMS,
-    )
+    tile, programs, steps = share_backward(x.shape[0], channels)
     sums = torch.empty(
         (programs, 2, channels), dtype=torch.float32, device=x.device
     )

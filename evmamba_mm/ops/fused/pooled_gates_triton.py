@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .activations_triton import activate
 from .launch import launch
 from .norm_triton import load_rows
 from .pooled_norm_triton import sum_maps
@@ -64,7 +65,7 @@ def _gates_kernel(
     x = tl.sum(reduce * x[None, :], axis=1) + bias
     if hidden_ptr is not None:
         tl.store(hidden_ptr + entry * E + hidden, x, mask=there)
-    x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    x = activate(x, 'gelu')
     bias = tl.load(expand_bias_ptr + columns, inside, other=0.0).to(tl.float32)
     x = tl.sum(expand * x[None, :], axis=1) + bias
     tl.store(out_ptr + entry * C + columns, x, mask=inside)

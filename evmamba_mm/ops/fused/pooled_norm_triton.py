@@ -132,6 +132,14 @@ def _parameters_kernel(
 
 
 @triton.jit
+def by_mean(x, level, inside, eps, C: tl.constexpr):
+    """Gradient of tokens by way of the mean of the normalised ones."""
+    normed, rstd = normalise(x, inside, eps, C)
+    along = tl.sum(level[None, :] * normed, axis=1) / C
+    return (level[None, :] - normed * along[:, None]) * rstd[:, None]
+
+
+@triton.jit
 def _backward_kernel(
     dfirst_ptr,
     dsecond_ptr,
@@ -168,9 +176,7 @@ def _backward_kernel(
         rows = first + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < tokens)[:, None] & inside[None, :]
         x = load_rows(x_ptr, rows, row_stride, columns, mask)
-        normed, rstd = normalise(x, inside, eps, C)
-        along = tl.sum(centred[None, :] * normed, axis=1) / C
-        dx = (centred[None, :] - normed * along[:, None]) * rstd[:, None]
+        dx = by_mean(x, centred, inside, eps, C)
         store_rows(dx_ptr, rows, C, columns, mask, dx)
 
 

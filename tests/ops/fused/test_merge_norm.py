@@ -76,11 +76,11 @@ def test_inference(shape, device):
 
 @pytest.mark.parametrize('processors', [0, 10**6], ids=['few', 'many'])
 def test_any_number_of_programs(processors, device, monkeypatch):
-    from evmamba_mm.ops.fused import merge_norm_triton, tiles
+    from evmamba_mm.ops.fused import norm_triton, tiles
 
     monkeypatch.setattr(tiles, '_MULTIPROCESSORS', processors)
     if not processors:
-        monkeypatch.setattr(merge_norm_triton, 'MOST_PARTIAL_SUMS', 1)
+        monkeypatch.setattr(norm_triton, '_MOST_PARTIAL_SUMS', 1)
     values = arguments((3, 9, 11, 24), torch.float32, device)
     assert_kernel_is_right(merge_layer_norm, values, torch.float32)
 

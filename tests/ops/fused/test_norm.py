@@ -86,7 +86,7 @@ def test_program_of_many_steps(op, gated, channels, device, monkeypatch):
     from evmamba_mm.ops.fused import norm_triton, tiles
 
     monkeypatch.setattr(tiles, '_MULTIPROCESSORS', 0)
-    monkeypatch.setattr(norm_triton, 'MOST_PARTIAL_SUMS', 2)
+    monkeypatch.setattr(norm_triton, '_MOST_PARTIAL_SUMS', 2)
     rows = 3 * tiles.row_tile(channels).rows + 20
     dtype = torch.float32
     arguments = norm_arguments((rows, channels), gated, dtype, device)
