@@ -56,6 +56,12 @@ def ms_deform_attn_backward(
     buffers = (grad_value, grad_sampling_loc, grad_attn_weight)
     for buffer, grad in zip(buffers, grads, strict=True):
         buffer.copy_(grad)
+    # A sample on -1 or on the size adds 0. There grid_sample may have the
+    # derivative of the side towards the image, and mmcv has none.
+    sizes = spatial_shapes.flip(1)[:, None]
+    positions = full_precision(sampling_loc) * sizes - 0.5
+    inside = ((positions > -1) & (positions < sizes)).all(-1, keepdim=True)
+    grad_sampling_loc.masked_fill_(~inside, 0)
 
 
 def _levels(shapes: Tensor, starts: Tensor) -> list[tuple[int, int, int]]:

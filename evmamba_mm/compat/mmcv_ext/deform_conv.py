@@ -1,3 +1,4 @@
+import torch
 from torch import Tensor
 
 from .kernels import full_precision, torchvision_ops
@@ -168,9 +169,38 @@ def _backward(grad, input, weight, offset, mask, bias, geometry, groups):
     """Gradients of input, weight, offset, mask and bias."""
     tensors = _tensors(input, weight, offset, mask, bias)
     use_mask = mask is not None
-    return torchvision_ops()._deform_conv2d_backward(
+    grads = torchvision_ops()._deform_conv2d_backward(
         full_precision(grad), *tensors, *geometry, *groups, use_mask
     )
+    # On -1, where zero offsets put the taps over a padding of 1, torchvision
+    # has the derivative on the right and mmcv none. Elsewhere they agree.
+    positions = _positions(tensors[2], weight.shape[2:], geometry)
+    grads[2].masked_fill_(positions <= -1, 0)
+    return grads
+
+
+def _positions(offset, kernel, geometry) -> Tensor:
+    """The y and x that the taps sample, in the layout of `offset`.
+
+    Its channels are (deformable groups, kH, kW, y and x).
+    """
+    # (kH, oH) and (kW, oW)
+    rows, cols = (
+        torch.arange(taps, device=offset.device)[:, None] * dilation
+        + torch.arange(size, device=offset.device) * stride
+        - pad
+        for taps, size, stride, pad, dilation in zip(
+            kernel,
+            offset.shape[2:],
+            geometry[:2],
+            geometry[2:4],
+            geometry[4:],
+            strict=True,
+        )
+    )
+    axes = torch.broadcast_tensors(rows[:, None, :, None], cols[:, None])
+    grid = torch.stack(axes, 2).flatten(0, 2)
+    return (offset.unflatten(1, (-1, len(grid))) + grid).flatten(1, 2)
 
 
 def _tensors(input, weight, offset, mask, bias) -> list[Tensor]:

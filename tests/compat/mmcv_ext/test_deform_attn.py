@@ -1,6 +1,13 @@
-"""mmcv's multi-scale deformable attention against loops over each point."""
+"""mmcv's multi-scale deformable attention against loops over each point.
 
+The reference is built of differentiable scalars in fp64, so its gradients
+come from autograd. Where the derivative jumps it follows mmcv: none on -1
+and on the size.
+"""
+
+import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -18,14 +25,39 @@ def tensors():
     pixels = sum(height * width for height, width in SHAPES)
     points = (BATCH, QUERIES, HEADS, len(SHAPES), POINTS)
 
-    def random(shape):
+    def uniform(shape):
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
     return [
-        random((BATCH, pixels, HEADS, CHANNELS)) - 0.5,
-        random((*points, 2)) * 1.4 - 0.2,
-        random(points),
+        uniform((BATCH, pixels, HEADS, CHANNELS)) - 0.5,
+        uniform((*points, 2)) * 1.4 - 0.2,
+        uniform(points),
     ]
+
+
+def border_tensors():
+    """The same, with samples on the borders, beside them and anywhere."""
+    generator = random.Random(0)
+    value, locations, weights = tensors()
+    on_border = 0
+    for index in itertools.product(*map(range, locations.shape)):
+        # Heights and widths, but x and y.
+        size = SHAPES[index[3]][1 - index[-1]]
+        border = generator.choice((-1, size))
+        at = generator.choice(
+            (
+                border,
+                border + generator.choice((-1e-6, 1e-6)),
+                generator.uniform(-1, 0),
+                generator.uniform(-3, size + 2),
+            )
+        )
+        locations[index] = (at + 0.5) / size
+        if at == border:
+            assert locations[index] * size - 0.5 == border
+            on_border += 1
+    assert on_border
+    return value, locations, weights
 
 
 def neighbours(place):
@@ -36,6 +68,8 @@ def neighbours(place):
 def sample(plane, y, x):
     """Bilinear value of (H, W, D) at a point, zero outside."""
     total = torch.zeros(CHANNELS, dtype=torch.float64)
+    if not (-1 < y < plane.shape[0] and -1 < x < plane.shape[1]):
+        return total
     for row in neighbours(y):
         for col in neighbours(x):
             if 0 <= row < plane.shape[0] and 0 <= col < plane.shape[1]:
@@ -74,19 +108,9 @@ def run(value, locations, weights):
     )
 
 
-@pytest.mark.parametrize(
-    'dtype, tolerance',
-    [
-        (torch.float64, 1e-12),
-        (torch.float32, 1e-5),
-        (torch.float16, 0.02),
-        (torch.bfloat16, 0.15),
-    ],
-    ids=['float64', 'float32', 'float16', 'bfloat16'],
-)
-def test_forward_and_backward(device, dtype, tolerance):
+def check(tensors, device, dtype, tolerance):
     # Rounded first: a location that moves by itself may cross a pixel.
-    rounded = [x.to(dtype) for x in tensors()]
+    rounded = [x.to(dtype) for x in tensors]
     exact = [x.to(torch.float64, copy=True) for x in rounded]
     leaves = [x.to(device, copy=True) for x in rounded]
     for tensor in exact + leaves:
@@ -104,3 +128,21 @@ def test_forward_and_backward(device, dtype, tolerance):
     ):
         assert leaf.grad.dtype == dtype
         assert_close(leaf.grad.cpu().double(), wanted.grad, **bounds, msg=name)
+
+
+@pytest.mark.parametrize(
+    'dtype, tolerance',
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 1e-5),
+        (torch.float16, 0.02),
+        (torch.bfloat16, 0.15),
+    ],
+    ids=['float64', 'float32', 'float16', 'bfloat16'],
+)
+def test_forward_and_backward(device, dtype, tolerance):
+    check(tensors(), device, dtype, tolerance)
+
+
+def test_borders(device):
+    check(border_tensors(), device, torch.float64, 1e-12)
