@@ -35,16 +35,39 @@ def _scan_handle(inputs: list, outputs: list) -> int:
     return selective_scan_flops(batch, length, channels, states, with_d)
 
 
-def _numba_map_handle(inputs: list, outputs: list) -> int:
-    """Count the projections and the scan of (x, x_proj, dt_projs, ...)."""
+def _map_flops(inputs: list, readings: int) -> int:
+    """Count the projections and the scan of (x, x_proj, dt_projs, ...).
+
+    Args:
+        inputs: Arguments of an operation that scans a map.
+        readings: Sequences that a cell is part of.
+    """
     batch, height, width, channels = get_shape(inputs[0])
     columns, rank = get_shape(inputs[1])[1], get_shape(inputs[2])[2]
     states = get_shape(inputs[4])[1]
-    # The scan by groups reads a cell once and has a step size as argument.
-    readings = 1 if len(inputs) == 7 else 4
     cells = readings * batch * height * width
     projections = cells * channels * (columns + rank)
     return projections + selective_scan_flops(1, cells, channels, states)
+
+
+def _es2d_handle(inputs: list, outputs: list) -> int:
+    """Count a scan by groups, which reads each cell once."""
+    return _map_flops(inputs, readings=1)
+
+
+def _ss2d_handle(inputs: list, outputs: list) -> int:
+    """Count a scan that reads each cell once a direction."""
+    # Each direction has a parameter set of its own.
+    return _map_flops(inputs, readings=get_shape(inputs[1])[0])
+
+
+def _ss2d_cuda_handle(inputs: list, outputs: list) -> int:
+    """Count what is left of SS2D after its projection by a linear layer."""
+    batch, height, width, channels = get_shape(inputs[0])
+    directions, _, rank = get_shape(inputs[2])
+    cells = directions * batch * height * width
+    flops = selective_scan_flops(1, cells, channels, get_shape(inputs[4])[1])
+    return cells * channels * rank + flops
 
 
 def register_flop_handles() -> None:
@@ -52,5 +75,7 @@ def register_flop_handles() -> None:
     table = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
     for name in ('', '_mamba', '_numba'):
         table[f'evmamba_mm::selective_scan{name}'] = _scan_handle
-    for name in ('es2d_scan_numba', 'ss2d_scan_numba'):
-        table[f'evmamba_mm::{name}'] = _numba_map_handle
+    table['evmamba_mm::es2d_scan_numba'] = _es2d_handle
+    table['evmamba_mm::ss2d_scan_numba'] = _ss2d_handle
+    table['evmamba_mm::es2d_scan_cuda'] = _es2d_handle
+    table['evmamba_mm::ss2d_scan_cuda'] = _ss2d_cuda_handle

@@ -2,35 +2,44 @@
 
 import copy
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .backbones import EfficientVMamba
-from .layers import ConvBranch, DropPath, InvertedResidual
+from .layers import DropPath, EVSSBlock, InvertedResidual
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def _fold_batch_norms(layers: nn.Sequential) -> None:
     """Move each BatchNorm into the convolution in front of it."""
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
+        if type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm):
             layers[i] = fuse_conv_bn_eval(conv, norm)
             layers[i + 1] = nn.Identity()
 
 
-def _fuse_backbone(backbone: EfficientVMamba) -> None:
+def _fuse_backbone(
+    backbone: EfficientVMamba, dtype: torch.dtype | None
+) -> None:
     backbone.with_cp = False
     for block in backbone.modules():
-        if isinstance(block, ConvBranch | InvertedResidual):
+        if isinstance(block, EVSSBlock | InvertedResidual):
             for layers in block.modules():
                 if isinstance(layers, nn.Sequential):
                     _fold_batch_norms(layers)
         if isinstance(block, DropPath):
             block.drop_prob = 0.0
+    if dtype is not None:
+        for layer in backbone.modules():
+            if type(layer) in (nn.Linear, nn.Conv2d):
+                layer.to(dtype)
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Copy of a model for inference, its BatchNorms folded away.
 
     In every EfficientVMamba of the model, each BatchNorm moves into the
@@ -43,13 +52,21 @@ def fuse(model: nn.Module) -> nn.Module:
     Args:
         model: A backbone, or any module that contains one; it is not changed.
             One that was fused before gives an equal copy.
+        dtype: Half precision dtype in which the weights of linear layers and
+            convolutions are kept, for a copy that runs under autocast to this
+            dtype: it then casts none in a call. None leaves them as they are.
 
     Returns:
         The copy, in evaluation mode.
 
     Raises:
-        ValueError: If the model contains no EfficientVMamba.
+        ValueError: If the model contains no EfficientVMamba, or the dtype is
+            no half precision one.
     """
+    if dtype is not None and dtype not in _HALF:
+        raise ValueError(
+            f'dtype must be torch.float16, torch.bfloat16 or None, got {dtype}'
+        )
     if not any(isinstance(m, EfficientVMamba) for m in model.modules()):
         raise ValueError(
             'model must be or contain an EfficientVMamba, got '
@@ -58,6 +75,6 @@ def fuse(model: nn.Module) -> nn.Module:
     fused = copy.deepcopy(model).eval()
     for module in fused.modules():
         if isinstance(module, EfficientVMamba):
-            _fuse_backbone(module)
+            _fuse_backbone(module, dtype)
     # What took the place of layers starts out in training mode.
     return fused.eval()

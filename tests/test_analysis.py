@@ -5,9 +5,9 @@ from torch import nn
 
 from evmamba_mm import ARCHS
 from evmamba_mm.analysis import selective_scan_flops
-from evmamba_mm.ops import selective_scan
+from evmamba_mm.ops import es2d_scan, selective_scan, ss2d_scan
 
-from .ops.scan_cases import scan_arguments
+from .ops.scan.scan_cases import map_parameters, scan_arguments
 
 
 class Scan(nn.Module):
@@ -23,6 +23,43 @@ def test_scan_counts_by_the_formula():
     )
     assert counted['flops'] == 9 * 2 * 37 * 15 * 4 + 2 * 37 * 15
     assert counted['flops'] == selective_scan_flops(2, 37, 15, 4)
+
+
+class MapScan(nn.Module):
+    def __init__(self, scan, options):
+        super().__init__()
+        self.scan, self.options = scan, options
+
+    def forward(self, x, *parameters):
+        return self.scan(x, *parameters, **self.options)
+
+
+@pytest.mark.parametrize('backend', ['torch', 'numba'])
+@pytest.mark.parametrize(
+    ('scan', 'readings', 'options'),
+    [
+        (es2d_scan, 1, dict(step_size=1)),
+        (es2d_scan, 1, dict(step_size=2)),
+        (ss2d_scan, 4, {}),
+        (ss2d_scan, 2, dict(directions=('rows', 'columns_reversed'))),
+        (ss2d_scan, 5, dict(directions=('rows',) * 5)),
+    ],
+)
+def test_every_reading_of_a_map_counts(scan, readings, options, backend):
+    if backend == 'numba':
+        pytest.importorskip('numba')
+    sets = options.get('step_size', 2) ** 2 if scan is es2d_scan else readings
+    p = map_parameters(sets, channels=5, states=4, rank=3)
+    with torch.no_grad():
+        counted = get_model_complexity_info(
+            MapScan(scan, dict(options, backend=backend)),
+            inputs=(torch.zeros(2, 4, 6, 5), *p.values()),
+            show_table=False,
+        )
+    cells = readings * 2 * 4 * 6
+    projections = cells * 5 * (11 + 3)
+    scans = selective_scan_flops(1, cells, 5, 4)
+    assert counted['flops'] == projections + scans
 
 
 def classifier(arch):

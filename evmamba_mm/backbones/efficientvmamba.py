@@ -9,29 +9,23 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import (
-    ES2D,
-    SS2D,
-    EVSSBlock,
-    InvertedResidual,
-    LayerNorm,
-    PatchEmbed,
-    PatchMerging,
-    narrow_weights,
-    prepared_weights,
-)
-from .arch import Arch, resolve_arch, resolve_block_types, resolve_out_indices
+from ..fast import blocks_to_run, check_fused, run_block
+from ..layers import LayerNorm2d, PatchEmbed, PatchMerging
+from .arch import resolve_arch, resolve_block_types, resolve_out_indices
+from .options import check_drop_path_rate, check_frozen_stages, check_size
 from .pretrained import check_pretrained, pretrained_configs
 from .recompute import checkpoint_block
+from .stages import BLOCKS, StageOptions, stage_options
 
 
 @MODELS.register_module()
 class EfficientVMamba(BaseModule):
     """EfficientVMamba: scans in the early stages, convolutions in the late.
 
-    The image must be at least 4x4; a stage's map is a fourth, an eighth, a
-    sixteenth and a 32nd of it, rounded up after the stem. Stages beyond the
-    last output are not built, so that every parameter has a gradient.
+    The image must be at least 4x4; a stage's feature map is a fourth, an
+    eighth, a sixteenth and a 32nd of it, rounded up after the stem. Stages
+    beyond the last output are not built, so that every parameter has a
+    gradient. Options marked (s) take one value or a list, one a stage.
 
     Args:
         arch: 'tiny', 'small', 'base', the test size 'atto', or a dict with
@@ -41,8 +35,22 @@ class EfficientVMamba(BaseModule):
         block_types: Block of each stage: 'evss' (scan with convolution branch
             and channel attention), 'es2d' (scan alone), 'ss2d' (VMamba's scan
             in four directions alone) or 'inverted_residual'.
-        step_size: Distance between the cells of a scanned group.
-        d_state: States of the scan.
+        step_size: Distance between the cells of a scanned group (s).
+        d_state: States of the scan (s).
+        expand_ratio: Inner channels of a mixer over its channels (s).
+        dt_rank: Rank of the scan's step-size projection; a sixteenth of the
+            channels, rounded up, when None (s).
+        se_ratio: Hidden width of an EVSS block's channel attention over its
+            channels (s).
+        inverted_expand_ratio: Inner width of an inverted residual over its
+            channels (s).
+        inverted_se_ratio: Hidden width of its channel attention over the
+            inner width (s).
+        mixer_act_cfg: Activation in the mixers, a class of ``torch.nn`` or of
+            mmengine's registry as ``type``.
+        act_cfg: Activation of the EVSS block's convolution branch and channel
+            attention.
+        inverted_act_cfg: Activation of the inverted residuals.
         scan_backend: See :func:`evmamba_mm.ops.selective_scan`.
         drop_path_rate: Stochastic depth of the last block; rises linearly
             from 0 at the first.
@@ -51,6 +59,9 @@ class EfficientVMamba(BaseModule):
         norm_eval: Whether BatchNorm layers stay in evaluation while training.
         with_cp: Whether to recompute blocks in the backward. Changes memory
             and time alone.
+        fused: 'auto' runs a block by the fused GPU kernels where they compute
+            exactly what its modules do, False never, and True raises where
+            they do not. See :func:`evmamba_mm.fast.run_block`.
         init_cfg: As in mmengine. With type 'Pretrained' a checkpoint that
             does not fit is refused.
 
@@ -60,7 +71,7 @@ class EfficientVMamba(BaseModule):
     Source: EfficientVMamba (arXiv:2403.09977), as in its released weights.
     """
 
-    BLOCK_TYPES = ('evss', 'es2d', 'ss2d', 'inverted_residual')
+    BLOCK_TYPES = tuple(BLOCKS)
 
     def __init__(
         self,
@@ -73,13 +84,22 @@ class EfficientVMamba(BaseModule):
             'inverted_residual',
             'inverted_residual',
         ),
-        step_size: int = 2,
-        d_state: int = 16,
+        step_size: int | Sequence[int] = 2,
+        d_state: int | Sequence[int] = 16,
+        expand_ratio: int | Sequence[int] = 2,
+        dt_rank: int | Sequence[int | None] | None = None,
+        se_ratio: float | Sequence[float] = 0.125,
+        inverted_expand_ratio: int | Sequence[int] = 4,
+        inverted_se_ratio: float | Sequence[float] = 0.125,
+        mixer_act_cfg: Mapping = dict(type='SiLU'),
+        act_cfg: Mapping = dict(type='GELU'),
+        inverted_act_cfg: Mapping = dict(type='ReLU'),
         scan_backend: str = 'auto',
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        fused: bool | str = 'auto',
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -87,78 +107,58 @@ class EfficientVMamba(BaseModule):
         stages = len(settings.channels)
         self.out_indices = resolve_out_indices(out_indices, stages)
         types = resolve_block_types(block_types, self.BLOCK_TYPES, stages)
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(
-                f'in_channels must be at least 1, got {in_channels!r}'
-            )
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(
-                f'drop_path_rate must lie in [0, 1), got {drop_path_rate!r}'
-            )
-        if frozen_stages not in range(-1, stages + 1):
-            raise ValueError(
-                f'frozen_stages must be -1 to {stages}, got {frozen_stages!r}'
-            )
-        self.step_size = step_size
-        self.d_state = d_state
-        self.scan_backend = scan_backend
-        self.frozen_stages = frozen_stages
+        check_size('in_channels', in_channels)
+        check_drop_path_rate(drop_path_rate)
+        self.frozen_stages = check_frozen_stages(frozen_stages, stages)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self.fused = check_fused(fused)
 
-        self._build_stages(settings, types, in_channels, drop_path_rate)
+        options = stage_options(
+            settings.channels,
+            scan_backend,
+            step_size,
+            d_state,
+            expand_ratio,
+            dt_rank,
+            se_ratio,
+            inverted_expand_ratio,
+            inverted_se_ratio,
+            mixer_act_cfg,
+            act_cfg,
+            inverted_act_cfg,
+        )
+        self._build_stages(
+            options, types, settings.depths, in_channels, drop_path_rate
+        )
         self._freeze_stages()
 
     def _build_stages(
         self,
-        settings: Arch,
+        options: Sequence[StageOptions],
         types: Sequence[str],
+        depths: Sequence[int],
         in_channels: int,
         drop_path_rate: float,
     ) -> None:
-        blocks = sum(settings.depths)
-        rates = iter(
-            drop_path_rate * i / max(1, blocks - 1) for i in range(blocks)
-        )
-        channels = settings.channels[: self.out_indices[-1] + 1]
+        last = max(1, sum(depths) - 1)
+        rates = (drop_path_rate * i / last for i in itertools.count())
+        built = self.out_indices[-1] + 1
+        channels = [stage.channels for stage in options[:built]]
         self.patch_embed = PatchEmbed(in_channels, channels[0])
         self.stages = nn.ModuleList(
             nn.Sequential(
-                *(
-                    self._block(block_type, width, next(rates))
-                    for _ in range(depth)
-                )
+                *(BLOCKS[kind](stage, next(rates)) for _ in range(depth))
             )
-            for block_type, width, depth in zip(
-                types, channels, settings.depths, strict=False
+            for kind, stage, depth in zip(
+                types[:built], options[:built], depths[:built], strict=True
             )
         )
         self.downsamples = nn.ModuleList(
             PatchMerging(*pair) for pair in itertools.pairwise(channels)
         )
         for i in self.out_indices:
-            self.add_module(f'norm{i}', LayerNorm(channels[i]))
-
-    def _block(
-        self, block_type: str, channels: int, drop_path_rate: float
-    ) -> nn.Module:
-        if block_type == 'inverted_residual':
-            return InvertedResidual(channels, drop_path_rate=drop_path_rate)
-        if block_type == 'ss2d':
-            mixer = SS2D(channels, self.d_state, backend=self.scan_backend)
-        else:
-            mixer = ES2D(
-                channels,
-                self.step_size,
-                self.d_state,
-                backend=self.scan_backend,
-            )
-        return EVSSBlock(
-            channels,
-            mixer,
-            fusion=block_type == 'evss',
-            drop_path_rate=drop_path_rate,
-        )
+            self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
 
     def init_weights(self) -> None:
         """Initialise; refuse pretrained weights that do not fit."""
@@ -173,31 +173,29 @@ class EfficientVMamba(BaseModule):
             image: (B, in_channels, H, W).
 
         Returns:
-            One normalised NCHW map an output stage, in the order of
-            ``out_indices``.
+            One normalised feature map (B, C, H, W) an output stage, in the
+            order of ``out_indices``.
 
         Raises:
             ValueError: If the image's shape, dtype or device does not fit.
         """
-        with prepared_weights(self, image):
-            return tuple(self._maps(image))
-
-    def _maps(self, image: Tensor) -> list[Tensor]:
-        x = self.patch_embed(image)
-        outputs = []
+        x = self._run(self.patch_embed, image)
+        maps = []
         for i, stage in enumerate(self.stages):
-            parts = (*self.downsamples[max(0, i - 1) : i], stage)
-            # What is computed again in the backward reads the weights again.
-            again = self.with_cp and torch.is_grad_enabled()
-            with narrow_weights(() if again else parts, x):
-                if i > 0:
-                    x = self.downsamples[i - 1](x)
-                for block in stage:
-                    x = checkpoint_block(block, x) if again else block(x)
+            if i > 0:
+                x = self._run(self.downsamples[i - 1], x)
+            for block in blocks_to_run(stage):
+                if self.with_cp and torch.is_grad_enabled():
+                    x = checkpoint_block(block, x, self._run)
+                else:
+                    x = self._run(block, x)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
-                outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())
-        return outputs
+                maps.append(self._run(norm, x).contiguous())
+        return tuple(maps)
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        return run_block(block, x, self.fused)
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

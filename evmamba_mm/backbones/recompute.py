@@ -1,8 +1,9 @@
 """Activation checkpointing that leaves BatchNorm's statistics alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +27,9 @@ def _scratch_statistics(block: nn.Module) -> Iterator[None]:
                 setattr(norm, name, buffer)
 
 
-def checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:
+def checkpoint_block(
+    block: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor]
+) -> Tensor:
     """Run a block and forget its activations until the backward.
 
     The second forward would update running statistics again, so that training
@@ -35,9 +38,14 @@ def checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:
     Args:
         block: Module of one tensor to one tensor.
         x: Its input.
+        run: Calls it.
     """
+    if torch.compiler.is_compiling():
+        # The compiler recomputes without a second update, and does not trace
+        # through contexts of Python.
+        return checkpoint(run, block, x, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), _scratch_statistics(block)
 
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return checkpoint(run, block, x, use_reentrant=False, context_fn=contexts)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..layers.vim_block import PatchTokens, VimBlock
 from .arch import resolve_out_indices
+from .options import check_drop_path_rate, check_frozen_stages, check_size
 from .pretrained import check_pretrained, pretrained_configs
 from .recompute import checkpoint_block
 
@@ -53,11 +54,8 @@ def _resolve_arch(arch: str | Mapping) -> VimArch:
     return VimArch(arch['channels'], arch['depth'])
 
 
-def _check_range(name: str, value: int, least: int, most: int | None) -> None:
-    legal = isinstance(value, int) and value >= least
-    if not legal or (most is not None and value > most):
-        bounds = f'at least {least}' if most is None else f'{least} to {most}'
-        raise ValueError(f'{name} must be {bounds}, got {value!r}')
+def _call(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x)
 
 
 @MODELS.register_module()
@@ -120,10 +118,9 @@ class Vim(BaseModule):
         self._check_options(
             img_size, patch_size, in_channels, out_type, drop_path_rate
         )
-        _check_range('frozen_stages', frozen_stages, -1, settings.depth)
+        self.frozen_stages = check_frozen_stages(frozen_stages, settings.depth)
         self.out_type = out_type
         self.grid = img_size // patch_size
-        self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
         channels = settings.channels
@@ -159,7 +156,7 @@ class Vim(BaseModule):
             ('patch_size', patch_size),
             ('in_channels', in_channels),
         ):
-            _check_range(name, value, 1, None)
+            check_size(name, value)
         if img_size % patch_size:
             raise ValueError(
                 f'img_size must be a multiple of patch_size {patch_size}, '
@@ -170,10 +167,7 @@ class Vim(BaseModule):
                 f'out_type must be one of {", ".join(cls.OUT_TYPES)}, got '
                 f'{out_type!r}'
             )
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(
-                f'drop_path_rate must lie in [0, 1), got {drop_path_rate!r}'
-            )
+        check_drop_path_rate(drop_path_rate)
 
     @torch.no_grad()
     def _reset_parameters(self, depth: int) -> None:
@@ -238,7 +232,7 @@ class Vim(BaseModule):
         outputs = []
         for i, layer in enumerate(self.layers):
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint_block(layer, x)
+                x = checkpoint_block(layer, x, _call)
             else:
                 x = layer(x)
             if i in self.out_indices:

@@ -39,6 +39,7 @@ class VMamba(EfficientVMamba):
             first n stages with what lies between and their output norms.
         with_cp: Whether to recompute blocks in the backward. Changes memory
             and time alone.
+        fused: As of :class:`evmamba_mm.EfficientVMamba`.
         init_cfg: As in mmengine. With type 'Pretrained' a checkpoint that
             does not fit is refused.
 
@@ -58,6 +59,7 @@ class VMamba(EfficientVMamba):
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        fused: bool | str = 'auto',
         init_cfg: dict | list | None = None,
     ) -> None:
         if isinstance(arch, str) and arch not in VMAMBA_ARCHS:
@@ -77,5 +79,6 @@ class VMamba(EfficientVMamba):
             drop_path_rate=drop_path_rate,
             frozen_stages=frozen_stages,
             with_cp=with_cp,
+            fused=fused,
             init_cfg=init_cfg,
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..ops import watched
+from ..ops.tracing import is_traced
 
 # Calls before a capture, which compile kernels and choose algorithms.
 _WARM_UP = 3
@@ -56,5 +56,5 @@ def capture(
 
 
 def is_recorded() -> bool:
-    """Whether someone else notes down what is launched now."""
-    return watched() or torch.cuda.is_current_stream_capturing()
+    """Whether a tracer or another capture records this call."""
+    return is_traced() or torch.cuda.is_current_stream_capturing()

@@ -1,31 +1,33 @@
-"""Building blocks of EfficientVMamba, channels last."""
+"""Building blocks: plain modules that exchange maps (B, C, H, W).
+
+The maps' memory is channels last, so that the channels-last view of a linear
+map, a norm or the scan costs nothing.
+"""
 
 from .drop_path import DropPath
 from .es2d import ES2D
-from .evss_block import ConvBranch, EVSSBlock
+from .evss_block import EVSSBlock
 from .inverted_residual import InvertedResidual
-from .layer_norm import LayerNorm
-from .narrow import narrow_weights
+from .layer_norm import LayerNorm2d
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging
-from .prepared import prepared_weights
 from .scan_mixer import ScanMixer
 from .squeeze_excite import ConvSqueezeExcite, SqueezeExcite
 from .ss2d import SS2D
+from .vim_block import PatchTokens, VimBlock
 
 __all__ = [
-    'ConvBranch',
     'ConvSqueezeExcite',
     'DropPath',
     'ES2D',
     'EVSSBlock',
     'InvertedResidual',
-    'LayerNorm',
+    'LayerNorm2d',
     'PatchEmbed',
     'PatchMerging',
+    'PatchTokens',
     'SS2D',
     'ScanMixer',
     'SqueezeExcite',
-    'narrow_weights',
-    'prepared_weights',
+    'VimBlock',
 ]

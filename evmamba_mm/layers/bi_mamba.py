@@ -4,14 +4,14 @@ Shape letters: B batch, L length, C channels, D inner channels, N states,
 R dt rank.
 """
 
-import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import check_backend, selective_scan
-from .scan_mixer import initial_dt_bias
+from .scan_mixer import check_sizes, initial_dt_bias, resolve_dt_rank
 
 
 def _initial_a_log(inner: int, d_state: int) -> nn.Parameter:
@@ -34,6 +34,7 @@ class BiMamba(nn.Module):
         expand_ratio: D over C.
         dt_rank: R; a sixteenth of C, rounded up, when None.
         backend: See :func:`evmamba_mm.ops.selective_scan`.
+        act: Makes the activation.
 
     Raises:
         ValueError: If a size is not positive or the backend is unknown.
@@ -50,23 +51,25 @@ class BiMamba(nn.Module):
         expand_ratio: int = 2,
         dt_rank: int | None = None,
         backend: str = 'auto',
+        act: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
-        rank = math.ceil(channels / 16) if dt_rank is None else dt_rank
-        sizes = dict(
-            channels=channels,
-            d_state=d_state,
-            d_conv=d_conv,
-            expand_ratio=expand_ratio,
-            dt_rank=rank,
+        rank = resolve_dt_rank(channels, dt_rank)
+        check_sizes(
+            dict(
+                channels=channels,
+                d_state=d_state,
+                d_conv=d_conv,
+                expand_ratio=expand_ratio,
+                dt_rank=rank,
+            )
         )
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f'{name} must be at least 1, got {size!r}')
         self.backend = check_backend(backend)
+        self.d_conv = d_conv
         self.splits = (rank, d_state, d_state)
         inner = channels * expand_ratio
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.act = act()
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
         self.conv1d_b = nn.Conv1d(inner, inner, d_conv, groups=inner)
         self.x_proj = nn.Linear(inner, sum(self.splits), bias=False)
@@ -101,10 +104,9 @@ class BiMamba(nn.Module):
         dt_proj: nn.Linear,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Input, step sizes, B and C of one direction from (B, D, L)."""
-        u = F.silu(conv(F.pad(u, (conv.kernel_size[0] - 1, 0))))
+        u = self.act(conv(F.pad(u, (self.d_conv - 1, 0))))
         dt, B, C = x_proj(u.mT).split(self.splits, dim=-1)
-        # The scan adds the bias, in fp32.
-        return u, F.linear(dt, dt_proj.weight).mT, B.mT, C.mT
+        return u, dt_proj(dt).mT, B.mT, C.mT
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, C) to (B, L, C)."""
@@ -125,10 +127,9 @@ class BiMamba(nn.Module):
             torch.stack(B, dim=1),
             torch.stack(C, dim=1),
             torch.cat([self.D, self.D_b]),
-            torch.cat([self.dt_proj.bias, self.dt_proj_b.bias]),
             delta_softplus=True,
             backend=self.backend,
         )
         first, second = y.chunk(2, dim=1)
         y = (first + second.flip(-1)).mT / 2
-        return self.out_proj(y * F.silu(gate))
+        return self.out_proj(y * self.act(gate))

@@ -1,4 +1,7 @@
-"""Stochastic depth (arXiv:1603.09382)."""
+"""Stochastic depth (arXiv:1603.09382).
+
+Shape letters: B batch.
+"""
 
 from torch import Tensor, nn
 

@@ -1,6 +1,8 @@
 """Efficient 2-D scan, the mixer of EfficientVMamba."""
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from ..ops import atrous_parameter_sets, es2d_scan
 from .scan_mixer import ScanMixer
@@ -10,13 +12,14 @@ class ES2D(ScanMixer):
     """Gated mixer that scans every ``step_size``-th cell as a group.
 
     Args:
-        channels: Channels of the channels-last map.
+        channels: Channels of the map (B, C, H, W).
         step_size: Distance between two cells of a group.
         d_state: States of the scan.
         expand_ratio: Inner channels over channels.
         dt_rank: Rank of the step-size projection; a sixteenth of the
             channels, rounded up, when None.
         backend: See :func:`evmamba_mm.ops.es2d_scan`.
+        act: Makes the activation.
 
     Raises:
         ValueError: If a size or the step is not positive, or the backend is
@@ -33,6 +36,7 @@ class ES2D(ScanMixer):
         expand_ratio: int = 2,
         dt_rank: int | None = None,
         backend: str = 'auto',
+        act: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__(
             channels,
@@ -41,10 +45,11 @@ class ES2D(ScanMixer):
             expand_ratio=expand_ratio,
             dt_rank=dt_rank,
             backend=backend,
+            act=act,
         )
         self.step_size = step_size
 
-    def scan(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
+    def scan(self, u: Tensor) -> Tensor:
         """Scan a map (B, H, W, D) group by group."""
         return es2d_scan(
             u,
@@ -55,5 +60,4 @@ class ES2D(ScanMixer):
             self.Ds,
             step_size=self.step_size,
             backend=self.backend,
-            rows=rows,
         )

@@ -1,37 +1,37 @@
-"""LayerNorm by the package's own operation."""
+"""LayerNorm of a map, and the two views that blocks change between.
+
+Shape letters: B batch, C channels, H W map.
+"""
 
 from torch import Tensor, nn
 
-from ..ops import layer_norm, layer_norm_branches
-from .plain import is_plain_and_unseen
+
+def channels_last(x: Tensor) -> Tensor:
+    """View (B, C, H, W) as (B, H, W, C)."""
+    return x.permute(0, 2, 3, 1)
 
 
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm of the last dimension, in the autocast dtype.
+def channels_first(x: Tensor) -> Tensor:
+    """View (B, H, W, C) as (B, C, H, W)."""
+    return x.permute(0, 3, 1, 2)
 
-    torch's own gives fp32 under autocast, which doubles what every following
-    operation reads.
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of a map (B, C, H, W).
+
+    The result has the dtype of the map: under autocast torch's own norm gives
+    fp32, which would double what the following layers read.
 
     Args:
-        channels: Size of the last dimension.
+        channels: C.
+
+    Source: Layer Normalization (arXiv:1607.06450).
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise tokens (..., C)."""
-        return layer_norm(x, self.weight, self.bias, self.eps)
-
-
-def norm_branches(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The normed tokens for two branches, and the tokens for a third.
-
-    Args:
-        norm: The norm, most often a :class:`LayerNorm`.
-        x: Tokens (..., C).
-    """
-    if is_plain_and_unseen(norm, LayerNorm):
-        return layer_norm_branches(x, norm.weight, norm.bias, norm.eps)
-    normed = norm(x)
-    return normed, normed, x
+        """Normalise each pixel of (B, C, H, W)."""
+        y = super().forward(channels_last(x))
+        return channels_first(y).to(x.dtype)

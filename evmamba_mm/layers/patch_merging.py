@@ -1,19 +1,18 @@
 """Downsampling between stages.
 
-Shape letters: B batch, H W map, C channels.
+Shape letters: B batch, C channels, H W map.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import merge_layer_norm, merge_neighbours
-from .layer_norm import LayerNorm
+from .layer_norm import LayerNorm2d, channels_first, channels_last
 from .linear import init_linear
-from .plain import is_plain_and_unseen
-from .prepared import InferenceWeight, apply_linear
 
 
 class PatchMerging(nn.Module):
-    """Concatenate 2x2 neighbours and reduce them, (B, H, W, C) channels last.
+    """Concatenate 2x2 neighbours, normalise and reduce them.
 
     Odd sizes are padded with zeros on the right and at the bottom. The
     neighbours stand in the order (0, 0), (1, 0), (0, 1), (1, 1) as (row,
@@ -28,22 +27,15 @@ class PatchMerging(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(4 * in_channels)
+        self.norm = LayerNorm2d(4 * in_channels)
         self.reduction = init_linear(4 * in_channels, out_channels, bias=False)
 
-    def inference_weights(self) -> list[InferenceWeight]:
-        """Weights that an inference reads in another form."""
-        return [InferenceWeight(self.reduction)]
-
-    def training_weights(self) -> list[nn.Linear]:
-        """Layers whose weights a training casts together."""
-        return [self.reduction]
-
     def forward(self, x: Tensor) -> Tensor:
-        """Turn (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), out)."""
-        norm = self.norm
-        if is_plain_and_unseen(norm, LayerNorm):
-            x = merge_layer_norm(x, norm.weight, norm.bias, norm.eps)
-        else:
-            x = norm(merge_neighbours(x))
-        return apply_linear(self.reduction, x)
+        """Turn (B, C, H, W) into (B, out, ceil(H / 2), ceil(W / 2))."""
+        height, width = (-(-side // 2) for side in x.shape[2:])
+        x = F.pad(x, (0, 2 * width - x.shape[3], 0, 2 * height - x.shape[2]))
+        # So written, sizes stay symbolic where a compiler or exporter traces.
+        x = x.unflatten(3, (width, 2)).unflatten(2, (height, 2))
+        neighbours = [x[:, :, :, i, :, j] for j in (0, 1) for i in (0, 1)]
+        x = self.norm(torch.cat(neighbours, dim=1))
+        return channels_first(self.reduction(channels_last(x)))

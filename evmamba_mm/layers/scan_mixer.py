@@ -1,31 +1,18 @@
-"""What ES2D and SS2D have in common: everything but the order of the scan.
+"""Gated token mixer around a 2-D selective scan: the paper's Eq. 5.
 
-Shape letters: B batch, H W map, C channels, D inner channels, K parameter
+Shape letters: B batch, C channels, H W map, D inner channels, K parameter
 sets, N states, R dt rank.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops import (
-    RowLayout,
-    check_backend,
-    norm_gate_linear,
-    scan_row_layout,
-    split_linear,
-)
-from .conv_norm import depthwise_conv
+from ..ops import check_backend
+from .layer_norm import channels_first, channels_last
 from .linear import init_linear
-from .plain import is_plain
-from .prepared import (
-    InferenceRows,
-    InferenceWeight,
-    ready_or_own,
-    ready_rows,
-)
 
 
 def initial_dt_bias(shape: tuple[int, ...]) -> Tensor:
@@ -36,11 +23,23 @@ def initial_dt_bias(shape: tuple[int, ...]) -> Tensor:
     return dt + torch.log(-torch.expm1(-dt))
 
 
-class ScanMixer(nn.Module):
-    """Gated token mixer around a 2-D selective scan, channels last.
+def resolve_dt_rank(channels: int, dt_rank: int | None) -> int:
+    """The given rank, or a sixteenth of the channels, rounded up."""
+    return math.ceil(channels / 16) if dt_rank is None else dt_rank
 
-    Project to a value and a gate, depthwise 3x3 and SiLU on the value, scan,
-    LayerNorm, gate, project back. A subclass says how to scan.
+
+def check_sizes(sizes: dict[str, int]) -> None:
+    """Refuse a size below 1, with a ValueError that names it."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f'{name} must be at least 1, got {size!r}')
+
+
+class ScanMixer(nn.Module):
+    """Gated token mixer of a map (B, C, H, W); a subclass says how to scan.
+
+    ``u, z = in_proj(x)``, then
+    ``out_proj(out_norm(scan(act(conv2d(u)))) * act(z))``.
 
     Args:
         channels: C.
@@ -49,6 +48,7 @@ class ScanMixer(nn.Module):
         expand_ratio: D over C.
         dt_rank: R; a sixteenth of C, rounded up, when None.
         backend: See :func:`evmamba_mm.ops.es2d_scan`.
+        act: Makes the activation.
 
     Raises:
         ValueError: If a size is not positive or the backend is unknown.
@@ -65,33 +65,30 @@ class ScanMixer(nn.Module):
         expand_ratio: int = 2,
         dt_rank: int | None = None,
         backend: str = 'auto',
+        act: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
-        rank = math.ceil(channels / 16) if dt_rank is None else dt_rank
-        sizes = dict(
-            channels=channels,
-            d_state=d_state,
-            expand_ratio=expand_ratio,
-            dt_rank=rank,
+        rank = resolve_dt_rank(channels, dt_rank)
+        check_sizes(
+            dict(
+                channels=channels,
+                d_state=d_state,
+                expand_ratio=expand_ratio,
+                dt_rank=rank,
+            )
         )
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f'{name} must be at least 1, got {size!r}')
         self.backend = check_backend(backend)
-        inner = channels * expand_ratio
+        inner, sets = channels * expand_ratio, parameter_sets
         self.in_proj = init_linear(channels, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.act = act()
         self.x_proj_weight = nn.Parameter(
-            torch.empty(parameter_sets, rank + 2 * d_state, inner)
+            torch.empty(sets, rank + 2 * d_state, inner)
         )
-        self.dt_projs_weight = nn.Parameter(
-            torch.empty(parameter_sets, inner, rank)
-        )
-        self.dt_projs_bias = nn.Parameter(torch.empty(parameter_sets, inner))
-        self.A_logs = nn.Parameter(
-            torch.empty(parameter_sets * inner, d_state)
-        )
-        self.Ds = nn.Parameter(torch.empty(parameter_sets * inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(sets, inner, rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(sets, inner))
+        self.A_logs = nn.Parameter(torch.empty(sets * inner, d_state))
+        self.Ds = nn.Parameter(torch.empty(sets * inner))
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = init_linear(inner, channels, bias=False)
         self.reset_scan_parameters()
@@ -106,38 +103,14 @@ class ScanMixer(nn.Module):
         self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log())
         self.Ds.fill_(1)
 
-    def scan(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Scan a map (B, H, W, D), with the ready rows if there are any."""
+    def scan(self, u: Tensor) -> Tensor:
+        """Scan a map (B, H, W, D)."""
         raise NotImplementedError
 
-    def inference_weights(self) -> list[InferenceWeight | InferenceRows]:
-        """Weights that an inference reads in another form."""
-        return [
-            InferenceWeight(self.in_proj),
-            InferenceRows(self, 'x_proj_weight', self._row_layout),
-            InferenceWeight(self.out_proj),
-        ]
-
-    def training_weights(self) -> list[nn.Module]:
-        """Layers whose weights a training casts together."""
-        return [self.in_proj, self.out_proj]
-
-    def _row_layout(self) -> RowLayout:
-        return scan_row_layout(self.x_proj_weight.shape, self.A_logs.shape[1])
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C)."""
-        in_proj, norm, out_proj = self.in_proj, self.out_norm, self.out_proj
-        if is_plain(in_proj, nn.Linear):
-            u, gate = split_linear(x, ready_or_own(in_proj)[0])
-        else:
-            u, gate = in_proj(x).chunk(2, -1)
-        u = depthwise_conv(u, self.conv2d, 'silu')
-        rows = ready_rows(self, 'x_proj_weight')
-        y = self.scan(u) if rows is None else self.scan(u, rows)
-        if is_plain(norm, nn.LayerNorm) and is_plain(out_proj, nn.Linear):
-            weight, _ = ready_or_own(out_proj)
-            return norm_gate_linear(
-                y, gate, norm.weight, norm.bias, norm.eps, weight
-            )
-        return out_proj(norm(y) * F.silu(gate))
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        u, gate = self.in_proj(channels_last(x)).chunk(2, dim=-1)
+        u = self.act(self.conv2d(channels_first(u)))
+        y = self.scan(channels_last(u))
+        y = self.out_proj(self.out_norm(y) * self.act(gate))
+        return channels_first(y)

@@ -1,24 +1,32 @@
 """VMamba's 2-D scan, the baseline that ES2D is compared with."""
 
-from torch import Tensor
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
 
 from ..ops import ss2d_scan
 from .scan_mixer import ScanMixer
 
+FOUR_DIRECTIONS = ('rows', 'columns', 'rows_reversed', 'columns_reversed')
+
 
 class SS2D(ScanMixer):
-    """Gated mixer that scans the whole map in four directions.
+    """Gated mixer that scans the whole map in several directions.
 
     Args:
-        channels: Channels of the channels-last map.
+        channels: Channels of the map (B, C, H, W).
         d_state: States of the scan.
         expand_ratio: Inner channels over channels.
         dt_rank: Rank of the step-size projection; a sixteenth of the
             channels, rounded up, when None.
         backend: See :func:`evmamba_mm.ops.ss2d_scan`.
+        act: Makes the activation.
+        directions: See :func:`evmamba_mm.ops.ss2d_scan`; each has parameters
+            of its own.
 
     Raises:
-        ValueError: If a size is not positive or the backend is unknown.
+        ValueError: If a size is not positive, or the backend or a direction
+            is unknown.
 
     Source: VMamba (arXiv:2401.10166).
     """
@@ -30,18 +38,22 @@ class SS2D(ScanMixer):
         expand_ratio: int = 2,
         dt_rank: int | None = None,
         backend: str = 'auto',
+        act: Callable[[], nn.Module] = nn.SiLU,
+        directions: Sequence[str] = FOUR_DIRECTIONS,
     ) -> None:
         super().__init__(
             channels,
-            parameter_sets=4,
+            parameter_sets=len(directions),
             d_state=d_state,
             expand_ratio=expand_ratio,
             dt_rank=dt_rank,
             backend=backend,
+            act=act,
         )
+        self.directions = tuple(directions)
 
-    def scan(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Scan a map (B, H, W, D) in four directions and sum."""
+    def scan(self, u: Tensor) -> Tensor:
+        """Scan a map (B, H, W, D) in every direction and sum."""
         return ss2d_scan(
             u,
             self.x_proj_weight,
@@ -49,6 +61,6 @@ class SS2D(ScanMixer):
             self.dt_projs_bias,
             self.A_logs,
             self.Ds,
+            directions=self.directions,
             backend=self.backend,
-            rows=rows,
         )

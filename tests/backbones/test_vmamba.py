@@ -69,11 +69,10 @@ def test_mixer_equals_the_plain_reference():
     mixer = model.stages[0][1].mixer
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(5, 4, 16, dtype=torch.float64)
+    x = torch.randn(16, 5, 4, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(
-            mixer(x[None])[0], ss2d(x, mixer.state_dict())
-        )
+        expected = ss2d(x.permute(1, 2, 0), mixer.state_dict())
+        torch.testing.assert_close(mixer(x[None])[0], expected.movedim(-1, 0))
 
 
 def test_every_block_scans_and_none_normalises_batches():

@@ -57,5 +57,5 @@ def work(rank, store):
 
 
 if __name__ == '__main__':
-    os.environ['EVMAMBA_FUSED_BACKEND'] = 'triton'
+    os.environ['EVMAMBA_FUSED'] = 'true'
     multiprocessing.spawn(work, args=(sys.argv[1],), nprocs=2)

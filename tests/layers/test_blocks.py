@@ -1,16 +1,27 @@
+"""Each block against its equation, written out in torch."""
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from evmamba_mm.layers import (
     ES2D,
-    ConvBranch,
+    SS2D,
     DropPath,
     EVSSBlock,
     InvertedResidual,
+    LayerNorm2d,
     PatchEmbed,
     PatchMerging,
-    SqueezeExcite,
+)
+
+from .equations import (
+    batch_norm,
+    layer_norm,
+    random_map,
+    randomised,
+    squeeze_excite,
 )
 
 
@@ -19,77 +30,59 @@ class Double(nn.Module):
         return 2 * x
 
 
-def test_fusion_shares_one_channel_attention():
-    block = EVSSBlock(8, Double()).eval()
-    x = torch.randn(2, 5, 6, 8)
-    n = block.norm(x)
-    expected = x + block.se(2 * n) + block.se(block.conv_branch(n))
-    torch.testing.assert_close(block(x), expected)
-    assert sum(isinstance(m, SqueezeExcite) for m in block.modules()) == 1
+def conv_branch(branch, x):
+    conv, norm, _, pointwise = branch
+    x = F.conv2d(x, conv.weight, conv.bias, padding=1, groups=x.shape[1])
+    x = F.gelu(batch_norm(norm, x))
+    return F.conv2d(x, pointwise.weight, pointwise.bias)
 
 
-def test_without_fusion_there_is_only_the_mixer():
-    block = EVSSBlock(8, Double(), fusion=False)
-    x = torch.randn(2, 5, 6, 8)
-    torch.testing.assert_close(block(x), x + 2 * block.norm(x))
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+def test_evss_block_shares_one_channel_attention(training):
+    block = randomised(EVSSBlock(16, Double())).train(training)
+    x = random_map(2, 16, 5, 6)
+    n = layer_norm(block.norm, x)
+    scanned, local = 2 * n, conv_branch(block.conv_branch, n)
+    gated = [squeeze_excite(block.se, y) for y in (scanned, local)]
+    torch.testing.assert_close(block(x), x + sum(gated))
+
+
+def test_evss_block_without_fusion_has_only_the_mixer():
+    block = randomised(EVSSBlock(8, Double(), fusion=False))
+    x = random_map(2, 8, 5, 6)
+    torch.testing.assert_close(block(x), x + 2 * layer_norm(block.norm, x))
     names = {n.split('.')[0] for n, _ in block.named_parameters()}
     assert names == {'norm'}
 
 
-@pytest.mark.parametrize(
-    'block',
-    [EVSSBlock(6, ES2D(6)), InvertedResidual(6), ConvBranch(6)],
-    ids=['evss', 'inverted-residual', 'conv-branch'],
-)
-@pytest.mark.parametrize('size', [(1, 1), (1, 7), (13, 5)], ids=str)
-def test_any_size_and_every_gradient(block, size):
-    x = torch.randn(2, *size, 6, requires_grad=True)
-    y = block(x)
-    assert y.shape == x.shape
-    parameters = [x, *block.parameters()]
-    for gradient in torch.autograd.grad(y.square().sum(), parameters):
-        assert gradient.isfinite().all()
-
-
-def gradients(block, x):
-    # The same samples are dropped.
-    torch.manual_seed(0)
-    y = block(x)
-    dy = torch.linspace(-1, 2, y.numel(), device=y.device).view_as(y)
-    inputs = [x, *block.parameters()]
-    return [y, *torch.autograd.grad(y, inputs, dy)]
-
-
-@pytest.mark.parametrize('size', [(1, 1), (1, 7), (13, 5)], ids=str)
-def test_gates_give_the_same_gradients_in_any_way(size, monkeypatch):
-    pytest.importorskip('triton', reason='triton is not installed')
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    block = EVSSBlock(24, ES2D(24), drop_path_rate=0.3).to(device)
-    x = torch.randn(4, *size, 24, device=device, requires_grad=True)
-    monkeypatch.setenv('EVMAMBA_FUSED_BACKEND', 'torch')
-    expected = gradients(block, x)
-    monkeypatch.setenv('EVMAMBA_FUSED_BACKEND', 'triton')
-    by_one_op = gradients(block, x)
-    block.se.channel_select.register_forward_hook(lambda *_: None)
-    by_calls = gradients(block, x)
-    for values in (by_one_op, by_calls):
-        for value, other in zip(values, expected, strict=True):
-            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+def test_patch_embed():
+    stem = randomised(PatchEmbed(3, 8))
+    image = torch.randn(2, 3, 14, 21)
+    x = F.conv2d(image, stem.conv.weight, stem.conv.bias, stride=4)
+    assert stem(image).shape == (2, 8, 3, 5)
+    torch.testing.assert_close(stem(image), layer_norm(stem.norm, x))
 
 
 def test_patch_merging_order_and_padding():
     merge = PatchMerging(1, 4)
     nn.init.eye_(merge.reduction.weight)
-    x = torch.arange(1.0, 10.0).view(1, 3, 3, 1)
-    y = merge(x)
-    assert y.shape == (1, 2, 2, 4)
-    for place, cells in (
+    y = merge(torch.arange(1.0, 10.0).view(1, 1, 3, 3))
+    assert y.shape == (1, 4, 2, 2)
+    for (row, column), cells in (
         ((0, 0), [1.0, 4, 2, 5]),
         ((0, 1), [3.0, 6, 0, 0]),
         ((1, 1), [9.0, 0, 0, 0]),
     ):
-        expected = nn.functional.layer_norm(torch.tensor(cells), (4,))
-        torch.testing.assert_close(y[0][place], expected)
+        expected = F.layer_norm(torch.tensor(cells), (4,))
+        torch.testing.assert_close(y[0, :, row, column], expected)
+
+
+def test_layer_norm_keeps_the_dtype_of_the_map():
+    norm, x = LayerNorm2d(8), random_map(2, 8, 3, 4)
+    torch.testing.assert_close(norm(x), layer_norm(norm, x))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert norm(x.bfloat16()).dtype == torch.bfloat16
+        assert norm(x).dtype == torch.float32
 
 
 def test_drop_path_drops_samples_and_keeps_the_mean():
@@ -103,10 +96,80 @@ def test_drop_path_drops_samples_and_keeps_the_mean():
     assert drop.eval()(y) is y
 
 
+@pytest.mark.parametrize(
+    'block',
+    [
+        EVSSBlock(6, Double(), drop_path_rate=0.5),
+        InvertedResidual(6, drop_path_rate=0.5),
+    ],
+    ids=['evss', 'inverted-residual'],
+)
+def test_a_dropped_sample_passes_unchanged(block):
+    torch.manual_seed(0)
+    x = random_map(64, 6, 2, 2)
+    dropped = (block(x) == x).flatten(1).all(1)
+    assert 0 < dropped.sum() < 64
+
+
 @pytest.mark.parametrize('rate', [-0.1, 1.0])
 def test_illegal_drop_path_is_named(rate):
     with pytest.raises(ValueError, match=r'drop_prob must lie in \[0, 1\)'):
         DropPath(rate)
+
+
+BLOCKS = {
+    'evss': lambda: EVSSBlock(6, ES2D(6)),
+    'ss2d': lambda: EVSSBlock(6, SS2D(6), fusion=False),
+    'inverted-residual': lambda: InvertedResidual(6),
+    'patch-merging': lambda: PatchMerging(6, 6),
+    'norm': lambda: LayerNorm2d(6),
+}
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (13, 5)], ids=str)
+def test_any_size_and_every_gradient(name, size):
+    block, x = BLOCKS[name](), random_map(2, 6, *size).requires_grad_()
+    y = block(x)
+    if name != 'patch-merging':
+        assert y.shape == x.shape
+    parameters = [x, *block.parameters()]
+    for gradient in torch.autograd.grad(y.square().sum(), parameters):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_memory_stays_channels_last(name):
+    y = BLOCKS[name]()(random_map(2, 6, 5, 7))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_memory_format_of_the_input_changes_no_value(name):
+    block, x = BLOCKS[name]().eval(), random_map(2, 6, 5, 7)
+    expected = block(x)
+    torch.testing.assert_close(block(x.contiguous()), expected)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda act: EVSSBlock(6, Double(), act=act),
+        lambda act: InvertedResidual(6, act=act),
+        lambda act: SS2D(6, act=act),
+        lambda act: ES2D(6, act=act),
+    ],
+    ids=['evss', 'inverted-residual', 'ss2d', 'es2d'],
+)
+def test_activations_are_made_by_the_argument(make):
+    block = make(nn.Hardswish)
+    assert not {nn.GELU, nn.ReLU, nn.SiLU} & {type(m) for m in block.modules()}
+    x, calls = random_map(2, 6, 3, 3), []
+    acts = [m for m in block.modules() if isinstance(m, nn.Hardswish)]
+    for act in acts:
+        act.register_forward_hook(lambda m, *_: calls.append(m))
+    block(x)
+    assert set(calls) == set(acts)
 
 
 @pytest.mark.parametrize(
@@ -117,24 +180,10 @@ def test_illegal_drop_path_is_named(rate):
         (torch.zeros(1, 3, 3, 8), 'at least 4 pixels'),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'uint8; normalise'),
         (torch.zeros(1, 3, 8, 8, device='meta'), 'on meta, the backbone on'),
+        ([1, 2], 'got list'),
     ],
-    ids=['channels', 'dimensions', 'size', 'dtype', 'device'],
+    ids=['channels', 'dimensions', 'size', 'dtype', 'device', 'type'],
 )
 def test_illegal_image_is_named(image, message):
     with pytest.raises(ValueError, match=message):
         PatchEmbed(3, 8)(image)
-
-
-def test_conv_branch_by_kernels(monkeypatch):
-    pytest.importorskip('triton', reason='triton is not installed')
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    torch.manual_seed(0)
-    branch = ConvBranch(12).to(device)
-    x = torch.randn(2, 5, 3, 12, device=device, requires_grad=True)
-    leaves, found = [x, *branch.parameters()], []
-    for backend in ('triton', 'torch'):
-        monkeypatch.setenv('EVMAMBA_FUSED_BACKEND', backend)
-        found.append(torch.autograd.grad(branch(x).square().sum(), leaves))
-    for kernel, twin in zip(*found, strict=True):
-        # The bias before the norm has no gradient but rounding.
-        torch.testing.assert_close(kernel, twin, rtol=1e-4, atol=1e-4)

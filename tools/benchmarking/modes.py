@@ -55,14 +55,14 @@ def is_ours(model):
 def deployed(model, dtype, size):
     """Copy for inference: BatchNorms folded, else weights in `dtype`, NHWC.
 
-    Ours are folded by the package and keep fp32 weights: they are cast by one
-    launch, and the scan's decay rates lose nothing. Others are folded by
-    mmcv; one whose outputs that would change stays as it is.
+    Ours are folded by the package, which keeps what the scan's decay rates
+    are made of in fp32. Others are folded by mmcv; one whose outputs that
+    would change stays as it is.
     """
     from evmamba_mm.deploy import fuse
 
     if is_ours(model):
-        return fuse(model)
+        return fuse(model, None if dtype == torch.float32 else dtype)
     folded = folded_by_mmcv(model.eval(), size)
     return folded.to(dtype=dtype, memory_format=torch.channels_last)
 
@@ -78,6 +78,13 @@ def folded_by_mmcv(model, size):
     expected, got = model(image), folded(image)
     error = (got - expected).norm() / expected.norm()
     return folded if error < FOLD_TOLERANCE else model
+
+
+def compiled(model, device):
+    """As a user compiles it: with CUDA graphs where there are some."""
+    if device.type != 'cuda':
+        return torch.compile(model)
+    return torch.compile(model, mode='reduce-overhead')
 
 
 def inference(model, mode, dtype, batch, size, device):
@@ -100,7 +107,7 @@ def inference(model, mode, dtype, batch, size, device):
     model = deployed(model, dtype, size)
     wide = is_ours(model) and dtype != torch.float32
     if mode == 'compiled':
-        model = torch.compile(model)
+        model = compiled(model, device)
     if mode == 'graph':
         from evmamba_mm.graphs import graph_inference
 
@@ -119,7 +126,7 @@ def training(model, mode, dtype, batch, size, device):
     images = Batches(lambda: random_images(batch, size, device))
     labels = torch.randint(CLASSES, (INPUTS, batch), device=device)
     model = model.train()
-    called = torch.compile(model) if mode == 'compiled' else model
+    called = compiled(model, device) if mode == 'compiled' else model
     if mode == 'graph':
         from evmamba_mm.graphs import graph_training
 

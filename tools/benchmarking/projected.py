@@ -5,9 +5,10 @@ It is what a kernel that takes ready sequences is to be compared with.
 
 import torch
 
-from evmamba_mm.ops import atrous_merge, atrous_parameter_sets, atrous_scan
-from evmamba_mm.ops.scan_cuda import proj_columns, scan2d_cuda
-from evmamba_mm.ops.scan_naive import scan_naive
+from evmamba_mm.ops import AtrousGroups
+from evmamba_mm.ops.scan.cuda import proj_columns
+from evmamba_mm.ops.scan.cuda.host import run_backward, run_forward
+from evmamba_mm.ops.scan.naive import scan_naive
 
 KIND = 'scan2d'
 BACKENDS = ('naive', 'cuda')
@@ -31,10 +32,11 @@ def arguments(map_arguments):
 
 def naive(x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds, step):
     """The groups one by one, by the equations."""
-    sets = atrous_parameter_sets(step)
+    geometry = AtrousGroups(step)
+    sets = list(geometry.parameter_sets)
     states, channels = A_logs.shape[1], x.shape[3]
     rank = dt_projs_weight.shape[2]
-    u, rows = atrous_scan(x, step), atrous_scan(proj, step)
+    u, rows = geometry.scan(x), geometry.scan(proj)
     B, C = rows[:, :, :states], rows[:, :, states : 2 * states]
     dt = rows[:, :, 2 * states : 2 * states + rank]
     delta = torch.einsum('bgrl,gdr->bgdl', dt, dt_projs_weight[sets])
@@ -49,7 +51,24 @@ def naive(x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds, step):
         dt_projs_bias[sets].flatten(),
         True,
     )
-    return atrous_merge(y.view_as(u), *x.shape[1:3], step)
+    return geometry.merge(y.view_as(u), *x.shape[1:3])
+
+
+class _Scan(torch.autograd.Function):
+    """The kernels by themselves: the package's op projects as well."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        *tensors, ctx.geometry = arguments
+        save = any(ctx.needs_input_grad)
+        y, saved = run_forward(*tensors, ctx.geometry, save)
+        ctx.save_for_backward(*tensors, saved)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        *tensors, saved = ctx.saved_tensors
+        return *run_backward(dy, *tensors, saved, ctx.geometry), None
 
 
 def called(backend, step):
@@ -57,8 +76,9 @@ def called(backend, step):
         return lambda *args, **named: naive(*args, **named, step=step)
 
     def cuda(x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds):
-        return scan2d_cuda(
-            x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds, step, False
+        return _Scan.apply(
+            *(x, proj.to(x.dtype), dt_projs_weight, dt_projs_bias, A_logs),
+            *(Ds, AtrousGroups(step)),
         )
 
     return cuda

@@ -42,7 +42,7 @@ def cells(numbers, width):
 
 def read_ss2d(size):
     """The four readings of SS2D, each of the whole map."""
-    from evmamba_mm.ops.cross import cross_scan
+    from evmamba_mm.ops import cross_scan
 
     scanned = cross_scan(numbered_map(size))[0, :, 0]
     return [

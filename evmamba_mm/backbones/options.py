@@ -1,0 +1,110 @@
+"""Options of a backbone that may differ from stage to stage."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Real
+from typing import TypeVar
+
+from mmengine.registry import MODELS
+from torch import nn
+
+T = TypeVar('T')
+
+
+def check_size(name: str, value: int) -> None:
+    """Refuse what is no integer of at least 1, with a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f'{name} must be an integer of at least 1, got {value!r}'
+        )
+
+
+def check_rank(name: str, value: int | None) -> None:
+    """Refuse what is neither None nor such an integer."""
+    if value is not None:
+        check_size(name, value)
+
+
+def check_ratio(name: str, value: float) -> None:
+    """Refuse what is no positive number, with a ValueError."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not value > 0:
+        raise ValueError(f'{name} must be a positive number, got {value!r}')
+
+
+def check_drop_path_rate(rate: float) -> None:
+    """Refuse a rate outside of [0, 1), with a ValueError."""
+    is_number = isinstance(rate, Real) and not isinstance(rate, bool)
+    if not is_number or not 0.0 <= rate < 1.0:
+        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate!r}')
+
+
+def check_frozen_stages(frozen: int, stages: int) -> int:
+    """Refuse another count than -1 to that of the stages; return it."""
+    if isinstance(frozen, bool) or frozen not in range(-1, stages + 1):
+        raise ValueError(
+            f'frozen_stages must be -1 to {stages}, got {frozen!r}'
+        )
+    return frozen
+
+
+def per_stage(
+    name: str,
+    value: T | Sequence[T],
+    stages: int,
+    check: Callable[[str, T], None],
+) -> tuple[T, ...]:
+    """One value for every stage, or one a stage.
+
+    Args:
+        name: Of the option, for the message.
+        value: A value, or a list of as many as there are stages.
+        stages: Number of stages.
+        check: Refuses an illegal value.
+
+    Raises:
+        ValueError: If a value is illegal or the list has another length.
+    """
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    values = tuple(value) if is_list else (value,) * stages
+    if len(values) != stages:
+        raise ValueError(
+            f'{name} must be one value or a list of {stages}, one a stage, '
+            f'got {value!r}'
+        )
+    for each in values:
+        check(name, each)
+    return values
+
+
+def activation(name: str, cfg: Mapping) -> Callable[[], nn.Module]:
+    """What makes an activation, from a config such as dict(type='GELU').
+
+    Args:
+        name: Of the option, for the message.
+        cfg: The key ``type`` names a class of ``torch.nn`` or one registered
+            with mmengine; the other keys are its arguments.
+
+    Raises:
+        ValueError: If the config is malformed or the class unknown.
+    """
+    if not isinstance(cfg, Mapping) or 'type' not in cfg:
+        raise ValueError(
+            f"{name} must be a dict such as dict(type='GELU'), got {cfg!r}"
+        )
+    if cfg.get('inplace'):
+        raise ValueError(
+            f'{name} must not be in place, got {cfg!r}: it may get a view, '
+            'and hooks would see changed feature maps'
+        )
+    arguments = dict(cfg)
+    kind = arguments.pop('type')
+    if isinstance(kind, str):
+        found = getattr(nn, kind, None) or MODELS.get(kind)
+        if not isinstance(found, type):
+            raise ValueError(
+                f'{name} must name a class of torch.nn or of mmengine, got '
+                f'{kind!r}'
+            )
+        kind = found
+    return partial(kind, **arguments)

@@ -1,0 +1,146 @@
+"""The blocks that a stage can be built of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..layers import ES2D, SS2D, EVSSBlock, InvertedResidual
+from .options import (
+    activation,
+    check_rank,
+    check_ratio,
+    check_size,
+    per_stage,
+)
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """What the blocks of one stage are built with.
+
+    See :class:`evmamba_mm.EfficientVMamba` for what each means; ``mixer_act``,
+    ``act`` and ``inverted_act`` make the activations.
+    """
+
+    channels: int
+    step_size: int
+    d_state: int
+    expand_ratio: int
+    dt_rank: int | None
+    se_ratio: float
+    inverted_expand_ratio: int
+    inverted_se_ratio: float
+    mixer_act: Callable[[], nn.Module]
+    act: Callable[[], nn.Module]
+    inverted_act: Callable[[], nn.Module]
+    scan_backend: str
+
+
+def stage_options(
+    channels: Sequence[int],
+    scan_backend: str,
+    step_size: int | Sequence[int],
+    d_state: int | Sequence[int],
+    expand_ratio: int | Sequence[int],
+    dt_rank: int | Sequence[int | None] | None,
+    se_ratio: float | Sequence[float],
+    inverted_expand_ratio: int | Sequence[int],
+    inverted_se_ratio: float | Sequence[float],
+    mixer_act_cfg: Mapping,
+    act_cfg: Mapping,
+    inverted_act_cfg: Mapping,
+) -> list[StageOptions]:
+    """Options of each stage, from one value for all or one a stage.
+
+    Args as of :class:`evmamba_mm.EfficientVMamba`, whose widths are
+    ``channels``.
+
+    Raises:
+        ValueError: If one is not legal.
+    """
+    by_stage = [
+        per_stage(name, value, len(channels), check)
+        for name, value, check in (
+            ('step_size', step_size, check_size),
+            ('d_state', d_state, check_size),
+            ('expand_ratio', expand_ratio, check_size),
+            ('dt_rank', dt_rank, check_rank),
+            ('se_ratio', se_ratio, check_ratio),
+            ('inverted_expand_ratio', inverted_expand_ratio, check_size),
+            ('inverted_se_ratio', inverted_se_ratio, check_ratio),
+        )
+    ]
+    shared = (
+        activation('mixer_act_cfg', mixer_act_cfg),
+        activation('act_cfg', act_cfg),
+        activation('inverted_act_cfg', inverted_act_cfg),
+        scan_backend,
+    )
+    return [
+        StageOptions(*values, *shared)
+        for values in zip(channels, *by_stage, strict=True)
+    ]
+
+
+def _es2d(options: StageOptions) -> ES2D:
+    return ES2D(
+        options.channels,
+        options.step_size,
+        options.d_state,
+        options.expand_ratio,
+        options.dt_rank,
+        options.scan_backend,
+        options.mixer_act,
+    )
+
+
+def _ss2d(options: StageOptions) -> SS2D:
+    return SS2D(
+        options.channels,
+        options.d_state,
+        options.expand_ratio,
+        options.dt_rank,
+        options.scan_backend,
+        options.mixer_act,
+    )
+
+
+def _evss_block(options: StageOptions, drop_path_rate: float) -> nn.Module:
+    return EVSSBlock(
+        options.channels,
+        _es2d(options),
+        drop_path_rate=drop_path_rate,
+        se_ratio=options.se_ratio,
+        act=options.act,
+    )
+
+
+def _es2d_block(options: StageOptions, drop_path_rate: float) -> nn.Module:
+    mixer = _es2d(options)
+    return EVSSBlock(options.channels, mixer, False, drop_path_rate)
+
+
+def _ss2d_block(options: StageOptions, drop_path_rate: float) -> nn.Module:
+    mixer = _ss2d(options)
+    return EVSSBlock(options.channels, mixer, False, drop_path_rate)
+
+
+def _inverted_residual(
+    options: StageOptions, drop_path_rate: float
+) -> nn.Module:
+    return InvertedResidual(
+        options.channels,
+        options.inverted_expand_ratio,
+        options.inverted_se_ratio,
+        drop_path_rate,
+        options.inverted_act,
+    )
+
+
+BLOCKS: dict[str, Callable[[StageOptions, float], nn.Module]] = {
+    'evss': _evss_block,
+    'es2d': _es2d_block,
+    'ss2d': _ss2d_block,
+    'inverted_residual': _inverted_residual,
+}

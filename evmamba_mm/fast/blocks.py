@@ -1,0 +1,239 @@
+"""Blocks by fused kernels: each function computes what its block does.
+
+They are only called for a block that :mod:`.standard` has looked at, so they
+read parameters instead of calling modules. Every map inside is channels last.
+
+Shape letters: B batch, C channels, H W map, D inner channels.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import (
+    EVSSBlock,
+    InvertedResidual,
+    LayerNorm2d,
+    PatchEmbed,
+    PatchMerging,
+    ScanMixer,
+    SqueezeExcite,
+)
+from ..layers.layer_norm import channels_first, channels_last
+from ..ops.triton.batch_norm import batch_norm_act, batch_norm_add_inference
+from ..ops.triton.depthwise import (
+    ChannelNorm,
+    depthwise_conv3x3,
+    depthwise_conv3x3_inference,
+)
+from ..ops.triton.gated_residual import (
+    gated_residual,
+    gates_fit,
+    residual_add,
+)
+from ..ops.triton.layer_norm import layer_norm, merge_layer_norm
+from ..ops.triton.linear import (
+    linear,
+    norm_gate_linear,
+    split_linear,
+)
+from ..ops.triton.patch_embed import patch_layer_norm
+from ..ops.triton.squeeze_excite import squeeze_excite
+
+
+def _fixed_norm(norm: nn.Module) -> ChannelNorm | None:
+    """A BatchNorm in evaluation as the kernels take it, None for none."""
+    if isinstance(norm, nn.Identity):
+        return None
+    return ChannelNorm(
+        norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
+    )
+
+
+def _norm_act(
+    norm: nn.Module,
+    x: Tensor,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """BatchNorm and activation in one step; Identity stands for no norm."""
+    if isinstance(norm, nn.Identity):
+        return F.relu(x) if activation == 'relu' else x
+    return batch_norm_act(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.training,
+        norm.momentum,
+        norm.eps,
+        activation,
+        dtype,
+        norm.num_batches_tracked,
+    )
+
+
+def _is_fixed(*modules: nn.Module) -> bool:
+    """Whether no gradient is asked for and every module is in evaluation."""
+    return not torch.is_grad_enabled() and not any(
+        module.training for module in modules
+    )
+
+
+def _scan_mixer(mixer: ScanMixer, x: Tensor, dtype: torch.dtype) -> Tensor:
+    conv, norm = mixer.conv2d, mixer.out_norm
+    u, gate = split_linear(x, mixer.in_proj.weight)
+    u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu', dtype)
+    y = mixer.scan(u)
+    return norm_gate_linear(
+        y,
+        gate,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        mixer.out_proj.weight,
+        dtype,
+    )
+
+
+def _conv_branch(
+    branch: nn.Sequential, x: Tensor, dtype: torch.dtype
+) -> Tensor:
+    conv, norm, _, pointwise = branch
+    if isinstance(norm, nn.Identity):
+        y = depthwise_conv3x3(x, conv.weight, conv.bias, 'gelu', dtype)
+    elif _is_fixed(norm):
+        y = depthwise_conv3x3_inference(
+            x, conv.weight, conv.bias, 'gelu', dtype, norm=_fixed_norm(norm)
+        )
+    else:
+        y = depthwise_conv3x3(x, conv.weight, conv.bias, 'none', dtype)
+        y = _norm_act(norm, y, 'gelu', dtype)
+    return linear(y, pointwise.weight.flatten(1), pointwise.bias)
+
+
+def _gated_sum(
+    se: SqueezeExcite,
+    residual: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | None,
+) -> Tensor:
+    """``residual + scale * (se(a) + se(b))``."""
+    reduce, expand = se.global_reduce, se.channel_select
+    if not gates_fit(a.shape[3], reduce.out_features):
+        a, b = (channels_last(se(channels_first(x))) for x in (a, b))
+        return residual_add(residual, a + b, scale)
+    return gated_residual(
+        residual,
+        a,
+        b,
+        se.norm.weight,
+        se.norm.bias,
+        se.norm.eps,
+        reduce.weight,
+        reduce.bias,
+        expand.weight,
+        expand.bias,
+        scale,
+    )
+
+
+def _evss_block(block: EVSSBlock, x: Tensor, dtype: torch.dtype) -> Tensor:
+    norm = block.norm
+    x = channels_last(x)
+    n = layer_norm(x, norm.weight, norm.bias, norm.eps, dtype)
+    y = _scan_mixer(block.mixer, n, dtype)
+    scale = block.drop_path.sample_scale(y)
+    if not block.fusion:
+        return channels_first(residual_add(x, y, scale))
+    local = _conv_branch(block.conv_branch, n, dtype)
+    return channels_first(_gated_sum(block.se, x, y, local, scale))
+
+
+def _inverted_residual(
+    block: InvertedResidual, x: Tensor, dtype: torch.dtype
+) -> Tensor:
+    conv_pw, norm_pw, _ = block.conv_pw
+    conv_dw, norm_dw, _ = block.conv_dw
+    conv_pw2, norm_pw2 = block.conv_pw2
+    reduce, expand = block.se.conv_reduce, block.se.conv_expand
+    x = channels_last(x)
+    y = linear(x.to(dtype), conv_pw.weight.flatten(1), conv_pw.bias)
+    fixed = _is_fixed(block.drop_path, norm_pw, norm_dw, norm_pw2)
+    if fixed:
+        y = depthwise_conv3x3_inference(
+            y,
+            conv_dw.weight,
+            conv_dw.bias,
+            'relu',
+            dtype,
+            norm=_fixed_norm(norm_dw),
+            input_norm=_fixed_norm(norm_pw),
+            input_activation='relu',
+        )
+    else:
+        y = _norm_act(norm_pw, y, 'relu', dtype)
+        y = depthwise_conv3x3(y, conv_dw.weight, conv_dw.bias, 'none', dtype)
+        y = _norm_act(norm_dw, y, 'relu', dtype)
+    y = squeeze_excite(
+        y,
+        reduce.weight.flatten(1).to(dtype),
+        reduce.bias,
+        expand.weight.flatten(1).to(dtype),
+        expand.bias,
+        dtype,
+    )
+    y = linear(y, conv_pw2.weight.flatten(1), conv_pw2.bias)
+    if fixed and isinstance(norm_pw2, nn.BatchNorm2d):
+        y = batch_norm_add_inference(y, *_fixed_norm(norm_pw2), x)
+        return channels_first(y)
+    y = _norm_act(norm_pw2, y, 'none', dtype)
+    scale = block.drop_path.sample_scale(y)
+    return channels_first(residual_add(x, y, scale))
+
+
+def _patch_embed(block: PatchEmbed, x: Tensor, dtype: torch.dtype) -> Tensor:
+    conv, norm = block.conv, block.norm
+    y = patch_layer_norm(
+        x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, dtype
+    )
+    return channels_first(y)
+
+
+def _patch_merging(
+    block: PatchMerging, x: Tensor, dtype: torch.dtype
+) -> Tensor:
+    norm = block.norm
+    y = merge_layer_norm(
+        channels_last(x), norm.weight, norm.bias, norm.eps, dtype
+    )
+    return channels_first(linear(y, block.reduction.weight))
+
+
+def _output_norm(norm: LayerNorm2d, x: Tensor, dtype: torch.dtype) -> Tensor:
+    y = layer_norm(channels_last(x), norm.weight, norm.bias, norm.eps, x.dtype)
+    return channels_first(y)
+
+
+_BLOCKS: dict[type[nn.Module], Callable] = {
+    EVSSBlock: _evss_block,
+    InvertedResidual: _inverted_residual,
+    LayerNorm2d: _output_norm,
+    PatchEmbed: _patch_embed,
+    PatchMerging: _patch_merging,
+}
+
+
+def run(block: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute a block that is exactly what the kernels compute.
+
+    Args:
+        block: Of a kind that :func:`.standard.difference` knows.
+        x: Its input.
+        dtype: That linear maps are computed in.
+    """
+    return _BLOCKS[type(block)](block, x, dtype)

@@ -1,0 +1,184 @@
+"""Whether a block runs by kernels or by itself, decided in one place.
+
+The order is: the ``fused`` argument, then the environment variable
+``EVMAMBA_FUSED``, then who looks on, the input, and the block.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import weakref
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from ..ops.tracing import has_transforms, is_traced
+from .standard import autocast_dtype, difference, is_untouched
+from .traced import traced
+
+ENVIRONMENT_VARIABLE = 'EVMAMBA_FUSED'
+INSTALL_LINE = 'pip install triton'
+_WORDS = {'auto': 'auto', 'true': True, 'false': False}
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_logger = logging.getLogger('evmamba_mm')
+# Modules of which the log has spoken already.
+_told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def check_fused(fused: bool | str) -> bool | str:
+    """Refuse what is not 'auto', True or False, with a ValueError."""
+    if fused is True or fused is False or fused == 'auto':
+        return fused
+    raise ValueError(f"fused must be 'auto', True or False, got {fused!r}")
+
+
+# Under torch.compile the answer is asked for once, while tracing.
+@torch.compiler.assume_constant_result
+def _resolve(fused: bool | str) -> bool | str:
+    """The argument, or for 'auto' what the environment variable says."""
+    if fused != 'auto':
+        return fused
+    word = os.environ.get(ENVIRONMENT_VARIABLE, '').lower() or 'auto'
+    if word not in _WORDS:
+        raise ValueError(
+            f'{ENVIRONMENT_VARIABLE} must be one of {", ".join(_WORDS)}, got '
+            f'{word!r}'
+        )
+    return _WORDS[word]
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Whether Triton can be imported; it is not imported for that."""
+    return importlib.util.find_spec('triton') is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels on a CPU."""
+    return os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true')
+
+
+@functools.cache
+def _warn_of_missing_triton() -> None:
+    _logger.warning(
+        'the fused kernels need Triton, without it the model runs by plain '
+        'torch, which is slower: %s',
+        INSTALL_LINE,
+    )
+
+
+def _unserved(x: Tensor) -> str | None:
+    """Why no kernel takes this input, or None."""
+    if x.dtype not in _KERNEL_DTYPES:
+        return f'the input is in {x.dtype}'
+    if type(x) not in (Tensor, nn.Parameter):
+        return f'the input is a {type(x).__name__}'
+    if x.numel() == 0:
+        return 'the input is empty'
+    return None
+
+
+def _has_function_modes() -> bool:
+    """Whether a mode wants to see each function; devices' do not."""
+    modes = _get_current_function_mode_stack()
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
+
+
+def _refuse(block: nn.Module, why: str) -> None:
+    raise ValueError(
+        f'fused=True, but a {type(block).__name__} cannot run by the fused '
+        f"kernels: {why}; use fused='auto' or False"
+    )
+
+
+def _tell_once(block: nn.Module, why: str) -> None:
+    if block in _told:
+        return
+    _told.add(block)
+    _logger.info(
+        'a %s runs by its modules, not by the fused kernels: %s',
+        type(block).__name__,
+        why,
+    )
+
+
+def _where_not(x: Tensor, fused: bool | str) -> str | None:
+    """Why kernels do not run on this device, or None.
+
+    The interpreter is for tests and only runs where it is asked for.
+    """
+    if not isinstance(x, Tensor):
+        return f'the input is a {type(x).__name__}'
+    if not x.is_cuda and not (fused is True and interpreted()):
+        return (
+            f'the input is on {x.device}, the kernels need a CUDA device (or '
+            'the interpreter by TRITON_INTERPRET=1)'
+        )
+    if not triton_installed():
+        _warn_of_missing_triton()
+        return f'Triton is not installed: {INSTALL_LINE}'
+    return None
+
+
+def run_block(
+    block: nn.Module, x: Tensor, fused: bool | str = 'auto'
+) -> Tensor:
+    """Run a block of the backbone, by fused kernels where they serve.
+
+    Kernels run where the block, with all below it, is exactly what they
+    compute: the types, every setting, no hook, no parametrisation, no patched
+    forward, plain parameter tensors. It is looked at in every call, so a
+    change takes effect at once; the log says once which module differs and
+    how. Under torch.compile, export, jit tracing, dispatch modes, function
+    modes and function transforms the block's own modules run.
+
+    Args:
+        block: Module of one tensor to one tensor.
+        x: Its input.
+        fused: 'auto', False (never) or True: raise where kernels cannot run.
+
+    Raises:
+        ValueError: If ``fused`` is True and the kernels cannot run the block.
+    """
+    fused = _resolve(fused)
+    if fused is False:
+        return block(x)
+    if is_traced() or has_transforms() or _has_function_modes():
+        return traced(block, x)
+    why = _where_not(x, fused)
+    if why is None:
+        dtype = autocast_dtype(x)
+        why = _unserved(x) or difference(block, x)
+        if why is None:
+            return _blocks().run(block, x, dtype)
+        if fused is not True:
+            _tell_once(block, why)
+    if fused is True:
+        _refuse(block, why)
+    return block(x)
+
+
+@functools.cache
+def _blocks():
+    # The first to import Triton, which may be absent.
+    return importlib.import_module('.blocks', __package__)
+
+
+def blocks_to_run(stage: nn.Module) -> list[nn.Module]:
+    """The blocks of a stage, or the stage where its call would be missed.
+
+    Args:
+        stage: An ``nn.Sequential``, or what stands in its place.
+    """
+    if torch.compiler.is_compiling():
+        plain = type(stage) is nn.Sequential and not (
+            stage._forward_hooks or stage._forward_pre_hooks
+        )
+    else:
+        plain = is_untouched(stage, nn.Sequential)
+    return list(stage) if plain else [stage]

@@ -1,0 +1,128 @@
+"""Blocks under torch.compile: their own modules, with faster convolutions.
+
+The compiler traces the modules and fuses them. The convolutions that it would
+leave to cuDNN go elsewhere: the depthwise 3x3 ones to the package's kernel,
+with the activation behind them, and those whose stride is their side, the
+stem's and the 1x1 ones, to a product of matrices.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_ACTIVATIONS = {F.silu: 'silu', F.gelu: 'gelu', F.relu: 'relu'}
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Older compilers do not trace through a mode.
+_MODES_TRACED = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 7)
+
+
+def _kernels_run(x: Tensor) -> bool:
+    return _MODES_TRACED and x.is_cuda
+
+
+def _computes_in(x: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> Tensor:
+    from ..ops.triton.depthwise import depthwise_conv3x3_op
+
+    x = x.permute(0, 2, 3, 1).to(_computes_in(x))
+    y = depthwise_conv3x3_op(x, weight, bias, activation)
+    return y.permute(0, 3, 1, 2)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution whose stride is its side, as one linear map."""
+    side = weight.shape[2]
+    rows, columns = x.shape[2] // side, x.shape[3] // side
+    x = x[:, :, : rows * side, : columns * side]
+    x = x.unflatten(3, (columns, side)).unflatten(2, (rows, side))
+    patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return F.linear(patches, weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def _is_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int] | str,
+    dilation: tuple[int, int],
+    groups: int,
+) -> bool:
+    return (
+        tuple(weight.shape) == (groups, 1, 3, 3)
+        and x.shape[1] == groups
+        and (stride, padding, dilation) == ((1, 1),) * 3
+    )
+
+
+def _is_linear(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int] | str,
+    dilation: tuple[int, int],
+    groups: int,
+) -> bool:
+    side = weight.shape[2]
+    return (
+        groups == 1
+        and weight.shape[3] == side
+        and (stride, padding, dilation) == ((side,) * 2, (0, 0), (1, 1))
+    )
+
+
+class _FasterConvolutions(TorchFunctionMode):
+    """Replaces convolutions of 2-D maps while a block is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The last depthwise result, and what it was made of.
+        self.result: Tensor | None = None
+        self.made_of: tuple[Tensor, Tensor, Tensor | None] | None = None
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        if func is torch.conv2d and len(args) == 7 and not kwargs:
+            x, weight, bias, *options = args
+            if x.dim() == 4 and x.dtype in _KERNEL_DTYPES:
+                if _is_depthwise(x, weight, *options):
+                    self.made_of = x, weight, bias
+                    self.result = _depthwise(*self.made_of, 'none')
+                    return self.result
+                if _is_linear(x, weight, *options):
+                    return _linear(x, weight, bias)
+        if func in _ACTIVATIONS and args[0] is self.result:
+            # The convolution without it has no other use, most often, and
+            # the compiler drops it.
+            exact = not kwargs or kwargs.get('approximate', 'none') == 'none'
+            if exact:
+                return _depthwise(*self.made_of, _ACTIVATIONS[func])
+        return func(*args, **(kwargs or {}))
+
+
+def traced(block: nn.Module, x: Tensor) -> Tensor:
+    """Run the modules of a block for whoever traces them.
+
+    Args:
+        block: Module of one tensor to one tensor.
+        x: Its input.
+    """
+    # Whatever else traces, such as an export, wants operations of torch's.
+    if not (torch.compiler.is_dynamo_compiling() and _kernels_run(x)):
+        return block(x)
+    with _FasterConvolutions():
+        return block(x)

@@ -1,0 +1,18 @@
+"""The fused scan of 2-D maps, in CUDA C++ compiled at run time."""
+
+from .compiler import INSTALL_LINE, compiler_installed
+from .host import geometry_served
+from .op import es2d_scan_cuda, ss2d_scan_cuda
+from .variant import MAX_STATES, device_served, dtype_served, proj_columns
+
+__all__ = [
+    'INSTALL_LINE',
+    'MAX_STATES',
+    'compiler_installed',
+    'device_served',
+    'dtype_served',
+    'es2d_scan_cuda',
+    'geometry_served',
+    'proj_columns',
+    'ss2d_scan_cuda',
+]

@@ -1,0 +1,375 @@
+"""Which cells of a feature map a scan reads, in which order and direction.
+
+Every backend receives one of these geometries and checks its arguments by it.
+
+Shape letters: B batch, H W map, C channels, p step, G sequences, K parameter
+sets, N states, R dt rank, L length of a sequence.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DIRECTIONS = ('rows', 'columns', 'rows_reversed', 'columns_reversed')
+
+
+def check_step_size(step_size: int) -> None:
+    """Refuse a step size that is not a positive integer."""
+    is_int = isinstance(step_size, int) and not isinstance(step_size, bool)
+    if not is_int or step_size < 1:
+        raise ValueError(
+            f'step_size must be an integer of at least 1, got {step_size!r}'
+        )
+
+
+def _check_map(x: Tensor) -> None:
+    if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1:
+        raise ValueError(
+            'x must be a map of shape (B, H, W, C) with H and W of at least '
+            f'1, got shape {tuple(x.shape)}'
+        )
+
+
+class Geometry:
+    """Sequences that a scan reads from a map, and their parameter sets."""
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences, G."""
+        return len(self.parameter_sets)
+
+    @property
+    def parameter_sets(self) -> tuple[int, ...]:
+        """Index of the parameter set of each sequence."""
+        raise NotImplementedError
+
+    @property
+    def sets(self) -> int:
+        """Number of parameter sets, K."""
+        raise NotImplementedError
+
+    def scan(self, x: Tensor) -> Tensor:
+        """Read a map (B, H, W, C) as sequences (B, G, C, L)."""
+        raise NotImplementedError
+
+    def merge(self, y: Tensor, height: int, width: int) -> Tensor:
+        """Write sequences (B, G, C, L) to a contiguous map (B, H, W, C)."""
+        raise NotImplementedError
+
+    def check(
+        self,
+        x: Tensor,
+        x_proj_weight: Tensor,
+        dt_projs_weight: Tensor,
+        dt_projs_bias: Tensor,
+        A_logs: Tensor,
+        Ds: Tensor,
+    ) -> None:
+        """Refuse arguments of a scan that do not fit this geometry.
+
+        Args:
+            x: Map, (B, H, W, C).
+            x_proj_weight: (K, R + 2N, C).
+            dt_projs_weight: (K, C, R).
+            dt_projs_bias: (K, C).
+            A_logs: (K*C, N).
+            Ds: (K*C,).
+
+        Raises:
+            ValueError: It names the argument, its shape and the legal one.
+        """
+        _check_map(x)
+        for name, tensor, dims in (
+            ('A_logs', A_logs, 2),
+            ('dt_projs_weight', dt_projs_weight, 3),
+        ):
+            if tensor.dim() != dims:
+                raise ValueError(
+                    f'{name} must have {dims} dimensions, got shape '
+                    f'{tuple(tensor.shape)}'
+                )
+        sets, channels, states = self.sets, x.shape[3], A_logs.shape[1]
+        rank = dt_projs_weight.shape[2]
+        rows = rank + 2 * states
+        for name, tensor, shape in (
+            ('x_proj_weight', x_proj_weight, (sets, rows, channels)),
+            ('dt_projs_weight', dt_projs_weight, (sets, channels, rank)),
+            ('dt_projs_bias', dt_projs_bias, (sets, channels)),
+            ('A_logs', A_logs, (sets * channels, states)),
+            ('Ds', Ds, (sets * channels,)),
+        ):
+            if tensor.shape != shape:
+                raise ValueError(
+                    f'{name} must have shape {shape} for x of shape '
+                    f'{tuple(x.shape)} and {self}, got {tuple(tensor.shape)}'
+                )
+            if tensor.device != x.device:
+                raise ValueError(
+                    f'all tensors must be on one device: x is on {x.device}, '
+                    f'{name} on {tensor.device}'
+                )
+
+
+@dataclass(frozen=True)
+class AtrousGroups(Geometry):
+    """Groups of cells ``step`` apart: ES2D's sequences.
+
+    Group ``g = i + step * j`` holds the cells at rows ``i::step`` and columns
+    ``j::step``. A group with an even row offset ``i`` is read row by row, one
+    with an odd offset column by column. For step 2 this is the order of the
+    released weights: (0, 0) by rows, (1, 0) by columns, (0, 1) by rows,
+    (1, 1) by columns.
+
+    Group g uses the parameter set ``i % 2 + 2 * (j % 2)``: steps 1 and 2 have
+    a set of their own for every group, and a larger step shares four sets by
+    the parity of the offsets, which also decides the reading direction.
+
+    Args:
+        step: Distance between two cells of a group; 1 reads the whole map as
+            one row-major sequence.
+
+    Raises:
+        ValueError: If the step is not an integer of at least 1.
+    """
+
+    step: int = 2
+
+    def __post_init__(self) -> None:
+        check_step_size(self.step)
+
+    @property
+    def parameter_sets(self) -> tuple[int, ...]:
+        """Index of the parameter set of each group."""
+        offsets = range(self.step)
+        return tuple(i % 2 + 2 * (j % 2) for j in offsets for i in offsets)
+
+    @property
+    def sets(self) -> int:
+        """Number of parameter sets, at most four."""
+        return min(4, self.step**2)
+
+    def scan(self, x: Tensor) -> Tensor:
+        """Read a map (B, H, W, C) as sequences (B, G, C, L).
+
+        Zeros pad a map that the step does not divide on the right and at the
+        bottom. The padding is part of the sequences, as in the released
+        model.
+
+        Raises:
+            ValueError: If ``x`` is not a non-empty 4-D map.
+        """
+        _check_map(x)
+        batch, height, width, channels = x.shape
+        p = self.step
+        rows, cols = -(-height // p), -(-width // p)
+        x = F.pad(x, (0, 0, 0, cols * p - width, 0, rows * p - height))
+        cells = x.reshape(batch, rows, p, cols, p, channels)
+        by_row = cells.permute(0, 4, 2, 5, 1, 3)
+        by_offset = [
+            (by_row[:, :, i] if i % 2 == 0 else by_row[:, :, i].mT).reshape(
+                batch, p, channels, rows * cols
+            )
+            for i in range(p)
+        ]
+        return torch.stack(by_offset, dim=2).flatten(1, 2)
+
+    def merge(self, y: Tensor, height: int, width: int) -> Tensor:
+        """Write sequences (B, G, C, L) to a contiguous map (B, H, W, C).
+
+        Raises:
+            ValueError: If the shape of ``y`` does not follow from the map's
+                size.
+        """
+        p = self.step
+        rows, cols = -(-height // p), -(-width // p)
+        if y.dim() != 4 or y.shape[1] != p * p or y.shape[3] != rows * cols:
+            raise ValueError(
+                f'y must have shape (B, {p * p}, C, {rows * cols}) for a map '
+                f'of {height}x{width} and step_size {p}, got {tuple(y.shape)}'
+            )
+        batch, channels = y.shape[0], y.shape[2]
+        groups = y.reshape(batch, p, p, channels, rows * cols)
+        by_row = torch.stack(
+            [
+                groups[:, :, i].unflatten(-1, (rows, cols))
+                if i % 2 == 0
+                else groups[:, :, i].unflatten(-1, (cols, rows)).mT
+                for i in range(p)
+            ],
+            dim=2,
+        )
+        cells = by_row.permute(0, 4, 2, 5, 1, 3)
+        padded = cells.reshape(batch, rows * p, cols * p, channels)
+        return padded[:, :height, :width].contiguous()
+
+
+@dataclass(frozen=True)
+class CrossDirections(Geometry):
+    """The whole map once in each direction, summed: SS2D's sequences.
+
+    Each direction has a parameter set of its own, also where a name is
+    repeated.
+
+    Args:
+        directions: Names out of :data:`DIRECTIONS`, at least one.
+
+    Raises:
+        ValueError: If there is no direction or one has an unknown name.
+
+    Source: VMamba (arXiv:2401.10166), the baseline of EfficientVMamba's
+    Table 5.
+    """
+
+    directions: tuple[str, ...] = DIRECTIONS
+
+    def __post_init__(self) -> None:
+        given = self.directions
+        if (
+            not isinstance(given, tuple)
+            or not given
+            or any(name not in DIRECTIONS for name in given)
+        ):
+            raise ValueError(
+                f'directions must be a tuple of at least one of '
+                f'{", ".join(DIRECTIONS)}, got {given!r}'
+            )
+
+    @property
+    def parameter_sets(self) -> tuple[int, ...]:
+        """Index of the parameter set of each direction: its place."""
+        return tuple(range(len(self.directions)))
+
+    @property
+    def sets(self) -> int:
+        """Number of parameter sets, one a direction."""
+        return len(self.directions)
+
+    def scan(self, x: Tensor) -> Tensor:
+        """Read a map (B, H, W, C) as sequences (B, G, C, L).
+
+        Raises:
+            ValueError: If ``x`` is not a non-empty 4-D map.
+        """
+        _check_map(x)
+        by_row = x.permute(0, 3, 1, 2)
+        forward = {
+            'rows': by_row.flatten(2),
+            'columns': by_row.mT.flatten(2),
+        }
+        sequences = []
+        for name in self.directions:
+            axis, _, is_reversed = name.partition('_')
+            sequence = forward[axis]
+            sequences.append(sequence.flip(-1) if is_reversed else sequence)
+        return torch.stack(sequences, dim=1)
+
+    def merge(self, y: Tensor, height: int, width: int) -> Tensor:
+        """Sum sequences (B, G, C, L) into a contiguous map (B, H, W, C).
+
+        Raises:
+            ValueError: If the shape of ``y`` does not follow from the map's
+                size.
+        """
+        count, cells = len(self.directions), height * width
+        if y.dim() != 4 or y.shape[1] != count or y.shape[3] != cells:
+            raise ValueError(
+                f'y must have shape (B, {count}, C, {cells}) for a map of '
+                f'{height}x{width}, got {tuple(y.shape)}'
+            )
+        sums = {}
+        for k, name in enumerate(self.directions):
+            axis, _, is_reversed = name.partition('_')
+            part = y[:, k].flip(-1) if is_reversed else y[:, k]
+            sums[axis] = sums[axis] + part if axis in sums else part
+        maps = []
+        if 'rows' in sums:
+            maps.append(sums['rows'].unflatten(-1, (height, width)))
+        if 'columns' in sums:
+            maps.append(sums['columns'].unflatten(-1, (width, height)).mT)
+        merged = maps[0] if len(maps) == 1 else maps[0] + maps[1]
+        # The merged map owns its memory, also of a single direction.
+        return merged.permute(0, 2, 3, 1).clone(
+            memory_format=torch.contiguous_format
+        )
+
+
+def atrous_parameter_sets(step_size: int) -> list[int]:
+    """Index of the parameter set of each of the ``step_size**2`` groups.
+
+    Args:
+        step_size: Distance between two cells of a group.
+
+    Returns:
+        One index a group, in the order of :func:`atrous_scan`.
+    """
+    return list(AtrousGroups(step_size).parameter_sets)
+
+
+def atrous_scan(x: Tensor, step_size: int = 2) -> Tensor:
+    """Split a channels-last map into sequences of cells ``step_size`` apart.
+
+    Args:
+        x: Map of shape (B, H, W, C), any size from 1x1.
+        step_size: Distance between two cells of a group.
+
+    Returns:
+        Sequences of shape (B, G, C, L); :class:`AtrousGroups` says which.
+
+    Raises:
+        ValueError: If ``x`` is not a non-empty 4-D map or the step is illegal.
+    """
+    return AtrousGroups(step_size).scan(x)
+
+
+def atrous_merge(
+    y: Tensor, height: int, width: int, step_size: int = 2
+) -> Tensor:
+    """Put the sequences of :func:`atrous_scan` back into a map.
+
+    Args:
+        y: Sequences of shape (B, G, C, L).
+        height: Rows of the map, before padding.
+        width: Columns of the map, before padding.
+        step_size: The step that the sequences were made with.
+
+    Returns:
+        Map of shape (B, H, W, C), channels innermost.
+
+    Raises:
+        ValueError: If the shape of ``y`` does not follow from the map's size.
+    """
+    return AtrousGroups(step_size).merge(y, height, width)
+
+
+def cross_scan(x: Tensor) -> Tensor:
+    """Read a channels-last map in VMamba's four directions.
+
+    Args:
+        x: Map of shape (B, H, W, C).
+
+    Returns:
+        Sequences of shape (B, 4, C, L), in the order of :data:`DIRECTIONS`.
+
+    Raises:
+        ValueError: If ``x`` is not a non-empty 4-D map.
+    """
+    return CrossDirections().scan(x)
+
+
+def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
+    """Sum the four sequences of :func:`cross_scan` cell by cell.
+
+    Args:
+        y: Sequences of shape (B, 4, C, L).
+        height: Rows of the map.
+        width: Columns of the map.
+
+    Returns:
+        Map of shape (B, H, W, C), channels innermost.
+
+    Raises:
+        ValueError: If the shape of ``y`` does not follow from the map's size.
+    """
+    return CrossDirections().merge(y, height, width)

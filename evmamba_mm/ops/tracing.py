@@ -1,0 +1,60 @@
+"""Whether the present call is recorded or transformed rather than just run.
+
+Kernels without a dispatcher entry are invisible to a tracer and to a
+transform, so their callers ask here first.
+"""
+
+import torch
+from torch.autograd import forward_ad
+
+_Transform = torch._C._functorch.TransformType
+_DERIVATIVES = (_Transform.Grad, _Transform.Jvp)
+
+
+def is_traced() -> bool:
+    """Tell whether a compiler, a tracer or a dispatch mode sees each op."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def has_transforms() -> bool:
+    """Tell whether a torch.func transform or forward-mode AD is active."""
+    return bool(_transforms()) or forward_ad._current_level >= 0
+
+
+def has_derivative_transforms() -> bool:
+    """Tell whether a derivative is taken by more than plain backward calls.
+
+    That is forward-mode AD (torch.func.jvp, dual numbers), for which a custom
+    op would silently drop the tangent, or torch.func.grad and its kin, which
+    refuse custom ops.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    return any(x.key() in _DERIVATIVES for x in _transforms())
+
+
+def refuse_forward_mode(name: str) -> None:
+    """Raise where a custom backward would drop the tangent of a gradient.
+
+    Args:
+        name: Name of the op, for the message.
+
+    Raises:
+        RuntimeError: If forward-mode AD is active.
+    """
+    if torch.compiler.is_compiling():
+        return
+    is_jvp = any(x.key() == _Transform.Jvp for x in _transforms())
+    if is_jvp or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f'the backward of {name} has no forward-mode derivative; run the '
+            'forward under forward-mode AD too, or use the naive backend'
+        )
+
+
+def _transforms() -> list:
+    return torch._C._functorch.get_interpreter_stack() or []

@@ -1,0 +1,627 @@
+"""Depthwise 3x3 convolution of a channels-last map, with what surrounds it.
+
+A patch is two neighbouring columns of a strip of rows. A program takes some
+patches and channels and walks down the strip: it reads each row of the input
+once, four columns wide, for the three rows of the output around it.
+
+Shape letters: B batch, H W map, C channels.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import common
+from .common import (
+    activate,
+    activation_grad,
+    dense_like,
+    launch,
+    once_differentiable,
+    pixel_rows,
+)
+from .sums import sum_parts_turned
+
+
+class ChannelNorm(NamedTuple):
+    """BatchNorm in evaluation, ``(y - mean) rsqrt(var + eps) weight + bias``.
+
+    Args:
+        weight: (C,).
+        bias: (C,).
+        mean: Running mean, (C,).
+        var: Running variance, (C,).
+        eps: Added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+
+@triton.jit
+def _locate(first, patches, height, width, rows, BLOCK_P: tl.constexpr):
+    """Whether a patch exists, its first row, column and pixel, (P, 1) each."""
+    patch = first + tl.arange(0, BLOCK_P)[:, None]
+    pairs = (width + 1) // 2
+    strips = (height + rows - 1) // rows
+    col = 2 * (patch % pairs)
+    rest = patch // pairs
+    top = (rest % strips) * rows
+    pixel = ((rest // strips).to(tl.int64) * height + top) * width + col
+    return patch < patches, top, col, pixel
+
+
+@triton.jit
+def _load_vector(x_ptr, c, mask):
+    return tl.load(x_ptr + c, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_weight(w_ptr, c, mask, FIRST: tl.constexpr, STEP: tl.constexpr):
+    """A row of the 3x3 weight."""
+    w = w_ptr + c * 9 + FIRST
+    w0 = tl.load(w, mask=mask, other=0.0).to(tl.float32)
+    w1 = tl.load(w + STEP, mask=mask, other=0.0).to(tl.float32)
+    w2 = tl.load(w + 2 * STEP, mask=mask, other=0.0).to(tl.float32)
+    return w0, w1, w2
+
+
+@triton.jit
+def _load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, c, mask):
+    """A ChannelNorm as ``y * scale + shift``."""
+    var = tl.load(var_ptr + c, mask=mask, other=1.0).to(tl.float32)
+    scale = _load_vector(weight_ptr, c, mask) * tl.rsqrt(var + eps)
+    mean = _load_vector(mean_ptr, c, mask)
+    return scale, _load_vector(bias_ptr, c, mask) - mean * scale
+
+
+@triton.jit
+def _load_row(x, stride, mask, col, width):
+    """Columns col - 1 to col + 2 of a row, zero outside of the map."""
+    x0 = tl.load(x - stride, mask=mask & (col > 0), other=0.0)
+    x1 = tl.load(x, mask=mask, other=0.0)
+    x2 = tl.load(x + stride, mask=mask & (col + 1 < width), other=0.0)
+    x3 = tl.load(x + 2 * stride, mask=mask & (col + 2 < width), other=0.0)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _load_pair(x, stride, mask, col, width):
+    """Columns col and col + 1 of a row."""
+    x0 = tl.load(x, mask=mask, other=0.0)
+    x1 = tl.load(x + stride, mask=mask & (col + 1 < width), other=0.0)
+    return x0, x1
+
+
+@triton.jit
+def _normalize_row(x0, x1, x2, x3, scale, shift, inside, col, width):
+    """``x * scale + shift`` inside of the map, and zero outside of it.
+
+    The convolution pads its input with zeros after the norm. An activation
+    that follows must keep zero.
+    """
+    x0 = x0.to(tl.float32) * scale + shift
+    x1 = x1.to(tl.float32) * scale + shift
+    x2 = x2.to(tl.float32) * scale + shift
+    x3 = x3.to(tl.float32) * scale + shift
+    x0 = tl.where(inside & (col > 0), x0, 0.0)
+    x1 = tl.where(inside, x1, 0.0)
+    x2 = tl.where(inside & (col + 1 < width), x2, 0.0)
+    x3 = tl.where(inside & (col + 2 < width), x3, 0.0)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _correlate(left, right, x0, x1, x2, x3, w0, w1, w2):
+    """Add the part of a row of the weight to the sums at both columns."""
+    x0, x1 = x0.to(tl.float32), x1.to(tl.float32)
+    x2, x3 = x2.to(tl.float32), x3.to(tl.float32)
+    left += x0 * w0 + x1 * w1 + x2 * w2
+    right += x1 * w0 + x2 * w1 + x3 * w2
+    return left, right
+
+
+@triton.jit
+def _accumulate(g0, g1, g2, left, right, x0, x1, x2, x3):
+    """Add the part of both columns to the gradients of a row of the weight."""
+    x0, x1 = x0.to(tl.float32), x1.to(tl.float32)
+    x2, x3 = x2.to(tl.float32), x3.to(tl.float32)
+    g0 += left * x0 + right * x1
+    g1 += left * x1 + right * x2
+    g2 += left * x2 + right * x3
+    return g0, g1, g2
+
+
+@triton.jit
+def _store_sums(sums, channels, g0, g1, g2, mask):
+    tl.store(sums, tl.sum(g0, axis=0, keep_dims=True), mask=mask)
+    sums += channels
+    tl.store(sums, tl.sum(g1, axis=0, keep_dims=True), mask=mask)
+    sums += channels
+    tl.store(sums, tl.sum(g2, axis=0, keep_dims=True), mask=mask)
+
+
+_SIZES = ['patches', 'height', 'width', 'rows', 'blocks', 'slots']
+
+
+# y = activation(norm(bias + sum of weight[i, j] * u[row + i, col + j])),
+# u = input_activation(input_norm(x)) inside of the map and 0 outside. The
+# norm goes into the weight and the bias, once in each program.
+@triton.jit(do_not_specialize=_SIZES)
+def _conv_kernel(
+    x_ptr, w_ptr, bias_ptr, y_ptr,
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+    in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
+    patches, height, width, rows, channels, stride, norm_eps, in_eps,
+    FLIP: tl.constexpr, ACTIVATION: tl.constexpr,
+    INPUT_ACTIVATION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Convolve; with FLIP by the rotated weight, for the gradient of x."""
+    FIRST: tl.constexpr = 8 if FLIP else 0
+    STEP: tl.constexpr = -1 if FLIP else 1
+    chunks = tl.cdiv(channels, BLOCK_C)
+    pid = tl.program_id(0)
+    c = (pid % chunks) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    exists, top, col, pixel = _locate(
+        (pid // chunks) * BLOCK_P, patches, height, width, rows, BLOCK_P
+    )
+    mask = exists & (c < channels)
+    w0, w1, w2 = _load_weight(w_ptr, c, c < channels, FIRST, STEP)
+    w3, w4, w5 = _load_weight(w_ptr, c, c < channels, FIRST + 3 * STEP, STEP)
+    w6, w7, w8 = _load_weight(w_ptr, c, c < channels, FIRST + 6 * STEP, STEP)
+    start = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    if bias_ptr is not None:
+        start += _load_vector(bias_ptr, c, c < channels)
+    if norm_weight_ptr is not None:
+        scale, shift = _load_norm(
+            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+            norm_eps, c, c < channels,
+        )  # fmt: skip
+        start = start * scale + shift
+        w0, w1, w2 = w0 * scale, w1 * scale, w2 * scale
+        w3, w4, w5 = w3 * scale, w4 * scale, w5 * scale
+        w6, w7, w8 = w6 * scale, w7 * scale, w8 * scale
+    if in_weight_ptr is not None:
+        in_scale, in_shift = _load_norm(
+            in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
+            in_eps, c, c < channels,
+        )  # fmt: skip
+    x = x_ptr + (pixel - width) * stride + c
+    y = y_ptr + (pixel - 2 * width) * channels + c
+    # Sums of the rows above and at the one that is read.
+    above0, above1, here0, here1 = start, start, start, start
+    r0, r1, r2, r3 = _load_row(x, stride, mask & (top > 0), col, width)
+    for i in range(rows + 2):
+        # The next row is on its way while this one is computed with.
+        x += width * stride
+        inside = mask & (top + i < height) & (i <= rows)
+        n0, n1, n2, n3 = _load_row(x, stride, inside, col, width)
+        if in_weight_ptr is not None:
+            r0, r1, r2, r3 = _normalize_row(
+                r0, r1, r2, r3, in_scale, in_shift,
+                (top + i > 0) & (top + i <= height), col, width,
+            )  # fmt: skip
+        r0, r1 = activate(r0, INPUT_ACTIVATION), activate(r1, INPUT_ACTIVATION)
+        r2, r3 = activate(r2, INPUT_ACTIVATION), activate(r3, INPUT_ACTIVATION)
+        y0, y1 = _correlate(above0, above1, r0, r1, r2, r3, w6, w7, w8)
+        above0, above1 = _correlate(here0, here1, r0, r1, r2, r3, w3, w4, w5)
+        here0, here1 = _correlate(start, start, r0, r1, r2, r3, w0, w1, w2)
+        done = mask & (i >= 2) & (top + i - 2 < height)
+        tl.store(y, activate(y0, ACTIVATION), mask=done)
+        done &= col + 1 < width
+        tl.store(y + channels, activate(y1, ACTIVATION), mask=done)
+        y += width * channels
+        r0, r1, r2, r3 = n0, n1, n2, n3
+
+
+@triton.jit
+def _preactivation_grad(
+    d0, d1, t0, t1, t2, t3, m0, m1, m2, m3, b0, b1, b2, b3,
+    w0, w1, w2, w3, w4, w5, w6, w7, w8, bias, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """``dz = dy * activation'(z)``, z computed again from three rows of x."""
+    d0, d1 = d0.to(tl.float32), d1.to(tl.float32)
+    if ACTIVATION != 'none':
+        z0, z1 = _correlate(bias, bias, t0, t1, t2, t3, w0, w1, w2)
+        z0, z1 = _correlate(z0, z1, m0, m1, m2, m3, w3, w4, w5)
+        z0, z1 = _correlate(z0, z1, b0, b1, b2, b3, w6, w7, w8)
+        d0 *= activation_grad(z0, ACTIVATION)
+        d1 *= activation_grad(z1, ACTIVATION)
+    return d0, d1
+
+
+@triton.jit
+def _walk_down(
+    x, dy, dz, mask, top, col, height, width, rows,
+    channels, stride, dy_stride, w0, w1, w2, w3, w4, w5, w6, w7, w8, bias,
+    g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Add the part of a strip, whose first pixel is pointed at, to sums."""
+    line = width * stride
+    # Rows at the top, in the middle and at the bottom of the window.
+    t0, t1, t2, t3 = _load_row(x - line, stride, mask & (top > 0), col, width)
+    m0, m1, m2, m3 = _load_row(x, stride, mask, col, width)
+    x += line
+    inside = mask & (top + 1 < height)
+    b0, b1, b2, b3 = _load_row(x, stride, inside, col, width)
+    d0, d1 = _load_pair(dy, dy_stride, mask, col, width)
+    for i in range(rows):
+        # The next row is on its way while this one is computed with.
+        x += line
+        dy += width * dy_stride
+        inside = mask & (i + 1 < rows) & (top + i + 1 < height)
+        e0, e1 = _load_pair(dy, dy_stride, inside, col, width)
+        inside &= top + i + 2 < height
+        n0, n1, n2, n3 = _load_row(x, stride, inside, col, width)
+        p0, p1 = _preactivation_grad(
+            d0, d1, t0, t1, t2, t3, m0, m1, m2, m3, b0, b1, b2, b3,
+            w0, w1, w2, w3, w4, w5, w6, w7, w8, bias, ACTIVATION,
+        )  # fmt: skip
+        if ACTIVATION != 'none':
+            done = mask & (top + i < height)
+            tl.store(dz, p0, mask=done)
+            tl.store(dz + channels, p1, mask=done & (col + 1 < width))
+            dz += width * channels
+        g0, g1, g2 = _accumulate(g0, g1, g2, p0, p1, t0, t1, t2, t3)
+        g3, g4, g5 = _accumulate(g3, g4, g5, p0, p1, m0, m1, m2, m3)
+        g6, g7, g8 = _accumulate(g6, g7, g8, p0, p1, b0, b1, b2, b3)
+        g9 += p0 + p1
+        t0, t1, t2, t3 = m0, m1, m2, m3
+        m0, m1, m2, m3 = b0, b1, b2, b3
+        b0, b1, b2, b3 = n0, n1, n2, n3
+        d0, d1 = e0, e1
+    return g0, g1, g2, g3, g4, g5, g6, g7, g8, g9
+
+
+# dz = dy * activation'(z), dbias = sum of dz,
+# dweight[i, j] = sum of dz[row, col] * x[row + i, col + j].
+# Then dx is the convolution of dz by the rotated weight.
+@triton.jit(do_not_specialize=_SIZES)
+def _grad_kernel(
+    x_ptr, w_ptr, bias_ptr, dy_ptr, dz_ptr, sums_ptr,
+    patches, height, width, rows, blocks, slots, channels, stride, dy_stride,
+    ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Gradient before the activation; sums of the weight's and the bias's."""
+    chunks = tl.cdiv(channels, BLOCK_C)
+    slot = tl.program_id(0) // chunks
+    c = (tl.program_id(0) % chunks) * BLOCK_C
+    c += tl.arange(0, BLOCK_C)[None, :]
+    inside = c < channels
+    w0, w1, w2 = _load_weight(w_ptr, c, inside, 0, 1)
+    w3, w4, w5 = _load_weight(w_ptr, c, inside, 3, 1)
+    w6, w7, w8 = _load_weight(w_ptr, c, inside, 6, 1)
+    zero = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    bias = zero
+    if bias_ptr is not None:
+        bias += _load_vector(bias_ptr, c, inside)
+    g0, g1, g2, g3, g4 = zero, zero, zero, zero, zero
+    g5, g6, g7, g8, g9 = zero, zero, zero, zero, zero
+    for block in range(slot, blocks, slots):
+        exists, top, col, pixel = _locate(
+            block * BLOCK_P, patches, height, width, rows, BLOCK_P
+        )
+        g0, g1, g2, g3, g4, g5, g6, g7, g8, g9 = _walk_down(
+            x_ptr + pixel * stride + c,
+            dy_ptr + pixel * dy_stride + c,
+            dz_ptr + pixel * channels + c,
+            exists & inside, top, col, height, width, rows,
+            channels, stride, dy_stride,
+            w0, w1, w2, w3, w4, w5, w6, w7, w8, bias,
+            g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, ACTIVATION,
+        )  # fmt: skip
+    sums = sums_ptr + slot * 10 * channels + c
+    _store_sums(sums, channels, g0, g1, g2, inside)
+    _store_sums(sums + 3 * channels, channels, g3, g4, g5, inside)
+    _store_sums(sums + 6 * channels, channels, g6, g7, g8, inside)
+    total = tl.sum(g9, axis=0, keep_dims=True)
+    tl.store(sums + 9 * channels, total, mask=inside)
+
+
+_WARPS = 4
+# Channels of a thread. With more, the nine weights of each fill the registers;
+# the gradient holds ten sums beside them.
+_PER_THREAD = 4
+_PER_THREAD_OF_GRADIENT = 2
+_COLUMNS_OF_GRADIENT = 16
+# Less high than that, a map has too few patches for many threads.
+_LOW = 14
+_MAX_ROWS = 14
+
+
+def _enough_programs() -> int:
+    return 4 * common.LIMITS.multiprocessors
+
+
+class Plan(NamedTuple):
+    """How a map is cut: in patches and strips of rows."""
+
+    block_p: int
+    block_c: int
+    rows: int
+    patches: int
+    blocks: int
+    chunks: int
+    warps: int
+
+
+def _cut(
+    shape: tuple[int, ...], block_c: int, per_thread: int, warps: int
+) -> Plan:
+    batch, height, width, channels = shape
+    block_p = warps * 32 * per_thread // block_c
+    chunks = -(-channels // block_c)
+    pairs = batch * -(-width // 2)
+
+    def blocks(rows: int) -> int:
+        return -(-pairs * -(-height // rows) // block_p)
+
+    # Few rows are read twice, if programs enough are left.
+    by_reads = sorted(
+        range(_MAX_ROWS, 0, -1),
+        key=lambda rows: -(-height // rows) * (rows + 2),
+    )
+    enough = _enough_programs()
+    rows = next((r for r in by_reads if blocks(r) * chunks >= enough), 1)
+    patches = pairs * -(-height // rows)
+    return Plan(block_p, block_c, rows, patches, blocks(rows), chunks, warps)
+
+
+@functools.lru_cache(maxsize=1024)
+def conv_plan(shape: tuple[int, ...]) -> Plan:
+    """For a convolution of a map (B, H, W, C)."""
+    channels = shape[3]
+    # The block that wastes least of the channels, and the widest such.
+    block_c = min((64, 32, 16), key=lambda c: -(-channels // c) * c)
+    return _cut(shape, block_c, _PER_THREAD, _WARPS)
+
+
+@functools.lru_cache(maxsize=1024)
+def gradient_plan(shape: tuple[int, ...]) -> Plan:
+    """For the gradients of the weight and before the activation."""
+    per_thread, warps = _PER_THREAD_OF_GRADIENT, _WARPS
+    if shape[1] < _LOW:
+        per_thread, warps = 2 * per_thread, warps // 2
+    return _cut(shape, _COLUMNS_OF_GRADIENT, per_thread, warps)
+
+
+def _vectors(norm: ChannelNorm | None) -> tuple[Tensor | None, ...]:
+    if norm is None:
+        return (None,) * 4
+    return tuple(vector.contiguous() for vector in norm[:4])
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    flip: bool,
+    activation: str,
+    norm: ChannelNorm | None = None,
+    input_norm: ChannelNorm | None = None,
+    input_activation: str = 'none',
+) -> None:
+    x, stride = pixel_rows(x)
+    _, height, width, channels = x.shape
+    bias = None if bias is None else bias.contiguous()
+    vectors = (bias, *_vectors(norm), *_vectors(input_norm))
+    assert weight.shape == (channels, 1, 3, 3), weight.shape
+    assert all(v is None or v.shape == (channels,) for v in vectors)
+    plan = conv_plan(x.shape)
+    launch(
+        _conv_kernel,
+        (plan.blocks * plan.chunks, 1, 1),
+        (x, weight.contiguous(), bias, y, *vectors[1:]),
+        (
+            plan.patches, height, width, plan.rows, channels, stride,
+            0.0 if norm is None else float(norm.eps),
+            0.0 if input_norm is None else float(input_norm.eps),
+        ),
+        (flip, activation, input_activation, plan.block_p, plan.block_c),
+        plan.warps,
+    )  # fmt: skip
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    y = dense_like(x, dtype)
+    if y.numel() > 0:
+        _convolve(x, weight, bias, y, False, activation)
+    return y
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """Launch the backward.
+
+    Returns:
+        Gradient of x, and in fp32 those of the weight and then of the bias,
+        (9 C + C,). The bias's is there even if the bias is not.
+    """
+    dx = dense_like(x, x.dtype)
+    if x.numel() == 0:
+        return dx, x.new_zeros(10 * x.shape[3], dtype=torch.float32)
+    x, stride = pixel_rows(x)
+    dy, dy_stride = pixel_rows(dy)
+    _, height, width, channels = x.shape
+    plan = gradient_plan(x.shape)
+    dz = dy if activation == 'none' else torch.empty_like(dx)
+    # As many blocks for each program, so that all end at one time.
+    turns = -(-plan.blocks * plan.chunks // (2 * _enough_programs()))
+    slots = -(-plan.blocks // turns)
+    sums = torch.empty(
+        slots, 10, channels, dtype=torch.float32, device=x.device
+    )
+    launch(
+        _grad_kernel,
+        (slots * plan.chunks, 1, 1),
+        (
+            x, weight.contiguous(),
+            None if bias is None else bias.contiguous(), dy, dz, sums,
+        ),
+        (
+            plan.patches, height, width, plan.rows, plan.blocks, slots,
+            channels, stride, dy_stride,
+        ),
+        (activation, plan.block_p, plan.block_c),
+        plan.warps,
+    )  # fmt: skip
+    _convolve(dz, weight, None, dx, True, 'none')
+    return dx, sum_parts_turned(sums)
+
+
+def _split_sums(
+    sums: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the weight and the bias in their dtypes."""
+    dweight, dbias = sums.split(weight.numel())
+    dweight = dweight.view(weight.shape).to(weight.dtype)
+    return dweight, None if bias is None else dbias.to(bias.dtype)
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, activation, dtype):
+        ctx.save_for_backward(x, weight, bias)
+        ctx.activation = activation
+        return _forward(x, weight, bias, activation, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight, bias = ctx.saved_tensors
+        dx, sums = _backward(dy, x, weight, bias, ctx.activation)
+        return dx, *_split_sums(sums, weight, bias), None, None
+
+
+@torch.library.custom_op('evmamba_mm::depthwise_conv3x3', mutates_args=())
+def _op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> Tensor:
+    return _forward(x, weight, bias, activation, x.dtype)
+
+
+@_op.register_fake
+def _(x, weight, bias, activation):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op(
+    'evmamba_mm::depthwise_conv3x3_backward', mutates_args=()
+)
+def _backward_op(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    return _backward(dy, x, weight, bias, activation)
+
+
+@_backward_op.register_fake
+def _(dy, x, weight, bias, activation):
+    sums = x.new_empty(10 * x.shape[3], dtype=torch.float32)
+    return x.new_empty(x.shape), sums
+
+
+def _op_setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, ctx.activation = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _op_backward(ctx, dy):
+    x, weight, bias = ctx.saved_tensors
+    dx, sums = _backward_op(dy, x, weight, bias, ctx.activation)
+    return dx, *_split_sums(sums, weight, bias), None
+
+
+_op.register_autograd(_op_backward, setup_context=_op_setup_context)
+
+# For torch.compile: (x, weight, bias, activation) to y in the dtype of x.
+depthwise_conv3x3_op = torch.ops.evmamba_mm.depthwise_conv3x3
+
+
+def depthwise_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Convolve each channel by 3x3 at stride 1, then activate.
+
+    The border is zero. The kernels compute in fp32 and keep nothing but
+    their inputs for the backward.
+
+    Args:
+        x: Map of shape (B, H, W, C), channels innermost in memory; another
+            layout is copied.
+        weight: As of ``nn.Conv2d`` with C groups, (C, 1, 3, 3).
+        bias: (C,) or None.
+        activation: 'none', 'relu', 'gelu' (the exact one) or 'silu'.
+        dtype: Dtype of the result.
+
+    Returns:
+        Map of shape (B, H, W, C).
+    """
+    run = _DepthwiseConv.apply if torch.is_grad_enabled() else _forward
+    return run(x, weight, bias, activation, dtype)
+
+
+def depthwise_conv3x3_inference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+    norm: ChannelNorm | None = None,
+    input_norm: ChannelNorm | None = None,
+    input_activation: str = 'none',
+) -> Tensor:
+    """Convolve with the norms and activations around it, in one kernel.
+
+    The result is ``activation(norm(conv(input_activation(input_norm(x)))))``
+    and has no gradient. The convolution pads with zeros what the input's
+    activation returns.
+
+    Args:
+        x: Map of shape (B, H, W, C), channels innermost in memory; another
+            layout is copied.
+        weight: As of ``nn.Conv2d`` with C groups, (C, 1, 3, 3).
+        bias: (C,) or None.
+        activation: 'none', 'relu', 'gelu' (the exact one) or 'silu'.
+        dtype: Dtype of the result.
+        norm: BatchNorm behind the convolution, in evaluation.
+        input_norm: BatchNorm before the convolution, in evaluation.
+        input_activation: 'none' or 'relu'.
+
+    Returns:
+        Map of shape (B, H, W, C).
+    """
+    y = dense_like(x, dtype)
+    if y.numel() > 0:
+        _convolve(
+            x, weight, bias, y, False, activation,
+            norm, input_norm, input_activation,
+        )  # fmt: skip
+    return y
