@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from evmamba_mm import EfficientVMamba
-from evmamba_mm.layers import ES2D, EVSSBlock, InvertedResidual
+from evmamba_mm.layers import EVSSBlock, InvertedResidual
 
 SCANS = ('evss', 'es2d', 'ss2d', 'evss')
 BOTH = ('evss', 'evss', 'inverted_residual', 'inverted_residual')
@@ -60,8 +60,8 @@ def test_one_value_serves_every_stage_and_a_list_one_each(name):
         model = build((kind,) * 4, **{name: given})
         found = [READERS[name](block) for block in first_blocks(model)]
         assert found == expected
-        for y in model(torch.randn(2, 3, 64, 64)):
-            assert y.isfinite().all()
+        (y,) = model(torch.randn(2, 3, 64, 64))
+        assert y.isfinite().all()
 
 
 def test_dt_rank_may_be_left_open_in_some_stages():
@@ -70,7 +70,7 @@ def test_dt_rank_may_be_left_open_in_some_stages():
     assert ranks == [1, 5, 4, 1]
 
 
-def test_a_tuple_is_a_list_and_names_are_checked_in_each_stage():
+def test_a_tuple_is_a_list():
     model = build(d_state=(4, 8, 16, 16))
     assert [m.A_logs.shape[1] for m in mixers(model)] == [4, 8]
 
@@ -81,13 +81,12 @@ def activations(model):
     found = dict(mixer=set(), evss=set(), inverted=set())
     for name, module in model.named_modules():
         if isinstance(module, kinds):
-            inverted = 'conv_pw' in name or 'conv_dw' in name
-            inside = model.get_submodule('.'.join(name.split('.')[:3]))
-            if isinstance(inside, InvertedResidual) or inverted:
-                room = 'inverted'
+            block = model.get_submodule('.'.join(name.split('.')[:3]))
+            if isinstance(block, InvertedResidual):
+                place = 'inverted'
             else:
-                room = 'mixer' if '.mixer.' in name else 'evss'
-            found[room].add(type(module))
+                place = 'mixer' if '.mixer.' in name else 'evss'
+            found[place].add(type(module))
     return found
 
 
@@ -101,14 +100,13 @@ def test_activations_by_config():
     model = build(
         mixer_act_cfg=dict(type='Hardswish'),
         act_cfg=dict(type='LeakyReLU', negative_slope=0.2),
-        inverted_act_cfg=dict(type=nn.ELU, inplace=True),
+        inverted_act_cfg=dict(type=nn.ELU),
     )
     assert activations(model) == dict(
         mixer={nn.Hardswish}, evss={nn.LeakyReLU}, inverted={nn.ELU}
     )
     assert model.stages[0][0].se.act.negative_slope == 0.2
-    assert model.stages[2][0].conv_pw[2].inplace
-    sum(y.sum() for y in model(torch.randn(2, 3, 64, 64))).backward()
+    model(torch.randn(2, 3, 64, 64))[0].sum().backward()
 
 
 def test_an_activation_of_mmengines_registry():
@@ -133,10 +131,11 @@ def test_an_activation_of_mmengines_registry():
         (dict(type='NoSuchAct'), 'class of torch.nn or of mmengine.*NoSuch'),
         (dict(type='functional'), 'class of torch.nn.*functional'),
         (dict(inplace=True), "dict such as dict\\(type='GELU'\\)"),
+        (dict(type='ReLU', inplace=True), 'not be in place'),
         ('GELU', "dict such as dict\\(type='GELU'\\), got 'GELU'"),
         (None, 'got None'),
     ],
-    ids=['unknown', 'no-class', 'no-type', 'name', 'none'],
+    ids=['unknown', 'no-class', 'no-type', 'inplace', 'name', 'none'],
 )
 def test_an_illegal_activation_is_named(name, cfg, message):
     with pytest.raises(ValueError, match=f'{name} must.*{message}'):
@@ -149,11 +148,16 @@ def test_a_list_of_another_length_is_refused(name):
         build(**{name: [1, 1, 1]})
 
 
-@pytest.mark.parametrize('name', VALUES)
-@pytest.mark.parametrize('value', [0, -1, 'two', [2, 2, 0, 2], None, True])
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        (name, value)
+        for name in VALUES
+        for value in (0, -1, 'two', [2, 2, 0, 2], None, True)
+        if (name, value) != ('dt_rank', None)
+    ],
+)
 def test_an_illegal_value_is_named(name, value):
-    if (name, value) == ('dt_rank', None):
-        pytest.skip('None stands for the usual rank')
     with pytest.raises(ValueError, match=f'^{name} must be'):
         build(**{name: value})
 
@@ -189,9 +193,3 @@ def test_forced_kernels_are_refused_on_a_cpu(forced, monkeypatch):
     model = build(fused='auto' if forced == 'environment' else True)
     with pytest.raises(ValueError, match='fused=True.*PatchEmbed.*cpu'):
         model(torch.randn(1, 3, 32, 32))
-
-
-def test_the_same_options_give_the_same_weights_keys():
-    keys = set(build().state_dict())
-    assert keys == set(build(fused=False, with_cp=True).state_dict())
-    assert isinstance(build().stages[0][0].mixer, ES2D)

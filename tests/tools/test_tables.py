@@ -151,7 +151,7 @@ def test_the_hosts_own_tool_counts_the_same():
     ],
 )
 def test_a_scan_counts_by_the_formula(mixer, groups, length):
-    counts = flops.count_flops(mixer, (3, 8, 10, 16))
+    counts = flops.count_flops(mixer, (3, 16, 8, 10))
     channels, states = groups * 32, 16
     scan = 9 * 3 * length * channels * states + 3 * length * channels
     assert counts['selective_scan'] == scan
