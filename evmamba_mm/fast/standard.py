@@ -62,8 +62,8 @@ _METHODS = [
     (kind, name, getattr(kind, name))
     for kind in _KINDS
     for name in ('__call__', *_METHOD_NAMES)
-    if hasattr(kind, name)
-]
+    if name in kind.__dict__ or name in ('__call__', 'forward')
+] + [(nn.Module, '_call_impl', nn.Module._call_impl)]
 _has_global_hooks = getattr(nn_module, '_has_any_global_hook', lambda: False)
 
 
@@ -146,25 +146,16 @@ class _Looker:
         if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
             _refuse('the input', f'has shape {tuple(shape)}')
 
-    def tensors(
-        self,
-        name: str,
-        found: dict[str, Tensor | None],
-        shapes: dict[str, Sequence[int] | None],
+    def tensor(
+        self, name: str, key: str, x: Tensor | None, shape: Sequence[int]
     ) -> None:
-        """Plain tensors of these shapes; None stands for an absent one."""
-        for key, shape in shapes.items():
-            x = found.get(key)
-            if shape is None:
-                if x is not None:
-                    _refuse(name, f'has a {key}')
-                continue
-            if type(x) not in (nn.Parameter, Tensor):
-                _refuse(name, f'holds no plain tensor as {key}')
-            if x.shape != shape:
-                _refuse(name, f'has a {key} of shape {tuple(x.shape)}')
-            if x.dtype not in self.dtypes or x.device != self.device:
-                _refuse(name, f'has its {key} in {x.dtype} on {x.device}')
+        """A plain tensor of this shape."""
+        if type(x) is not nn.Parameter and type(x) is not Tensor:
+            _refuse(name, f'holds no plain tensor as {key}')
+        if x.shape != shape:
+            _refuse(name, f'has a {key} of shape {tuple(x.shape)}')
+        if x.dtype not in self.dtypes or x.device != self.device:
+            _refuse(name, f'has its {key} in {x.dtype} on {x.device}')
 
     def weights(
         self,
@@ -173,11 +164,16 @@ class _Looker:
         weight: Sequence[int],
         bias: Sequence[int] | None,
     ) -> None:
+        """Parameters of these shapes; a bias of None stands for none."""
         # What pruning leaves behind hides the parameter.
         if 'weight' in module.__dict__ or 'bias' in module.__dict__:
             _refuse(name, 'holds a weight or bias that is no parameter')
-        shapes = dict(weight=weight, bias=bias)
-        self.tensors(name, module._parameters, shapes)
+        found = module._parameters
+        self.tensor(name, 'weight', found.get('weight'), weight)
+        if bias is not None:
+            self.tensor(name, 'bias', found.get('bias'), bias)
+        elif found.get('bias') is not None:
+            _refuse(name, 'has a bias')
 
     def linear(
         self, name: str, module: nn.Module, shape: tuple[int, int], bias: bool
@@ -245,8 +241,8 @@ class _Looker:
             _refuse(name, 'has momentum=None')
         shape = (channels,)
         self.weights(name, module, shape, shape)
-        statistics = dict(running_mean=shape, running_var=shape)
-        self.tensors(name, module._buffers, statistics)
+        for key in ('running_mean', 'running_var'):
+            self.tensor(name, key, module._buffers.get(key), shape)
 
     def scan_mixer(self, name: str, module: nn.Module, channels: int) -> None:
         if type(module) not in (ES2D, SS2D):
@@ -263,7 +259,8 @@ class _Looker:
             A_logs=(sets * inner, states),
             Ds=(sets * inner,),
         )
-        self.tensors(name, module._parameters, shapes)
+        for key, shape in shapes.items():
+            self.tensor(name, key, module._parameters.get(key), shape)
         self.linear(
             f'{name}.in_proj', module.in_proj, (2 * inner, channels), False
         )

@@ -2,8 +2,8 @@
 
 The compiler traces the modules and fuses them. The convolutions that it would
 leave to cuDNN go elsewhere: the depthwise 3x3 ones to the package's kernel,
-with the activation behind them, and those whose stride is their side, the
-stem's and the 1x1 ones, to a product of matrices.
+with the activation behind them, and those of patches and of single pixels, in
+the stem and in the channel attention, to products of matrices.
 """
 
 from typing import Any
@@ -75,6 +75,7 @@ def _is_linear(
     side = weight.shape[2]
     return (
         groups == 1
+        and (side > 1 or x.shape[2] == x.shape[3] == 1)
         and weight.shape[3] == side
         and (stride, padding, dilation) == ((side,) * 2, (0, 0), (1, 1))
     )

@@ -3,7 +3,6 @@
 Shape letters: B batch, C channels, H W map.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,10 +31,13 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, C, H, W) into (B, out, ceil(H / 2), ceil(W / 2))."""
-        height, width = (-(-side // 2) for side in x.shape[2:])
-        x = F.pad(x, (0, 2 * width - x.shape[3], 0, 2 * height - x.shape[2]))
+        x = channels_last(x)
+        height, width = (-(-side // 2) for side in x.shape[1:3])
+        x = F.pad(
+            x, (0, 0, 0, 2 * width - x.shape[2], 0, 2 * height - x.shape[1])
+        )
         # So written, sizes stay symbolic where a compiler or exporter traces.
-        x = x.unflatten(3, (width, 2)).unflatten(2, (height, 2))
-        neighbours = [x[:, :, :, i, :, j] for j in (0, 1) for i in (0, 1)]
-        x = self.norm(torch.cat(neighbours, dim=1))
+        cells = x.unflatten(2, (width, 2)).unflatten(1, (height, 2))
+        x = cells.permute(0, 1, 3, 4, 2, 5).flatten(3)
+        x = self.norm(channels_first(x))
         return channels_first(self.reduction(channels_last(x)))

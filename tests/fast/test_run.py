@@ -164,8 +164,9 @@ def test_an_unchanged_model_is_not_logged(kernels, lines):
 
 
 def test_a_default_device_is_no_observer(kernels, stem):
+    x = input_of('stem')
     with torch.device(DEVICE):
-        run_block(stem, input_of('stem'))
+        run_block(stem, x)
     assert len(kernels) == 1
 
 
@@ -271,8 +272,10 @@ def test_observers_see_plain_torch(kernels, kind, observer):
     block, x = built(kind).eval(), input_of(kind)
     if observer == 'vmap' and kind == 'stem':
         x = x[:1]
-    expected = observe(Runner(block, False), x)
-    actual = observe(Runner(block, 'auto'), x)
+    # cuDNN's BatchNorm of a channels-last map has no batching rule.
+    with torch.backends.cudnn.flags(enabled=observer != 'vmap'):
+        expected = observe(Runner(block, False), x)
+        actual = observe(Runner(block, 'auto'), x)
     assert len(kernels) == 0
     if isinstance(expected, torch.Tensor):
         torch.testing.assert_close(actual, expected)
@@ -389,7 +392,7 @@ def test_a_copy_of_a_block_is_told_of_again(kernels, lines):
 
 
 def test_a_block_that_is_gone_is_forgotten(kernels):
-    block, x = EVSSBlock(8, nn.Identity()), input_of('evss').cpu()
+    block, x = EVSSBlock(8, nn.Identity()).to(DEVICE), input_of('evss')
     before = len(fast_run._told)
     run_block(block, x)
     assert len(fast_run._told) == before + 1

@@ -60,9 +60,9 @@ def _scan_sequences(
     layout = layout_of(geometry, backend)
     xs = layout.scan(x)
     # Outside of autocast a half precision map may meet fp32 parameters.
-    projected = torch.einsum('bgdl,gcd->bgcl', xs, x_proj.to(xs.dtype))
+    projected = x_proj.to(xs.dtype) @ xs
     dt, B, C = projected.split([rank, states, states], dim=2)
-    delta = torch.einsum('bgrl,gdr->bgdl', dt, dt_projs.to(dt.dtype))
+    delta = dt_projs.to(dt.dtype) @ dt
     # Half precision would round A's large decay rates, also under autocast.
     A = -torch.exp(A_logs if A_logs.dtype == torch.float64 else A_logs.float())
     y = selective_scan(

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd import function
+from triton.compiler import CompiledKernel
 
 
 class DeviceLimits(NamedTuple):
@@ -38,6 +39,11 @@ class DeviceLimits(NamedTuple):
 LIMITS = DeviceLimits()
 _PIPELINE_STAGES = 3
 _VERSION = tuple(int(part) for part in triton.__version__.split('.')[:2])
+# A compiled kernel is called with all arguments, constexprs too: the form of
+# Triton's tutorial on the fused softmax since 3.6.
+_COMPILED_ARE_CALLED = (3, 6) <= _VERSION <= (3, 8)
+_MOST_COMPILED = 4096
+_compiled: dict[tuple, CompiledKernel] = {}
 
 
 class Tile(NamedTuple):
@@ -192,13 +198,31 @@ def launch(
         warps: Warps of a program.
         stages: Stages of its software pipeline, or None for Triton's choice.
     """
-    device = tensors[0].device
-    if device.type == 'cuda' and device.index != torch.cuda.current_device():
+    device = tensors[0].get_device()
+    options = {} if stages is None else {'num_stages': stages}
+    arguments = (*tensors, *numbers, *constants)
+    if not tensors[0].is_cuda:
+        kernel[grid](*arguments, num_warps=warps, **options)
+        return
+    if device != torch.cuda.current_device():
         with torch.cuda.device(device):
             launch(kernel, grid, tensors, numbers, constants, warps, stages)
         return
-    options = {} if stages is None else {'num_stages': stages}
-    kernel[grid](*tensors, *numbers, *constants, num_warps=warps, **options)
+    # What the JIT specialises a kernel for follows from these. It looks at
+    # every argument anew, which takes longer than many kernels run.
+    layouts = [
+        x if x is None else (x.dtype, x.data_ptr() % 16) for x in tensors
+    ]
+    key = (kernel.fn, device, numbers, constants, warps, stages, *layouts)
+    compiled = _compiled.get(key)
+    if compiled is not None:
+        compiled[grid](*arguments)
+        return
+    compiled = kernel[grid](*arguments, num_warps=warps, **options)
+    if _COMPILED_ARE_CALLED and isinstance(compiled, CompiledKernel):
+        if len(_compiled) >= _MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = compiled
 
 
 def once_differentiable(backward: Callable) -> Callable:

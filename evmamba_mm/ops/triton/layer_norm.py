@@ -74,26 +74,11 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    dx_ptr,
-    dgate_ptr,
-    z_ptr,
-    sums_ptr,
-    dy_ptr,
-    x_ptr,
-    gate_ptr,
-    weight_ptr,
-    bias_ptr,
-    tokens,
-    dy_stride,
-    x_stride,
-    gate_stride,
-    steps,
-    eps,
-    C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    dx_ptr, dgate_ptr, z_ptr, sums_ptr, dy_ptr, x_ptr, gate_ptr,
+    weight_ptr, bias_ptr, tokens, dy_stride, x_stride, gate_stride, steps,
+    eps, C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
-):
+):  # fmt: skip
     """Gradients of ``z = y * silu(gate)`` with ``y = xhat * weight + bias``.
 
     ``dgate = dz * y * silu'(gate)``, ``dy = dz * silu(gate)``, ``dweight =

@@ -18,14 +18,20 @@ class Scan(nn.Module):
     def __init__(self, name):
         super().__init__()
         self.name = name
-        p = map_parameters(SCANS[name]).values()
-        self.parameters_of_scan = nn.ParameterList(map(nn.Parameter, p))
+        for key, value in map_parameters(SCANS[name]).items():
+            self.register_parameter(key, nn.Parameter(value))
 
     def forward(self, x):
+        parameters = (
+            self.x_proj_weight,
+            self.dt_projs_weight,
+            self.dt_projs_bias,
+            self.A_logs,
+            self.Ds,
+        )
         if self.name == 'ss2d':
-            return ss2d_scan(x, *self.parameters_of_scan)
-        step = int(self.name[-1])
-        return es2d_scan(x, *self.parameters_of_scan, step_size=step)
+            return ss2d_scan(x, *parameters)
+        return es2d_scan(x, *parameters, step_size=int(self.name[-1]))
 
 
 @pytest.fixture(params=SCANS)
