@@ -42,6 +42,11 @@ def _depthwise(
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A convolution whose stride is its side, as one linear map."""
     side = weight.shape[2]
+    if side == 1:
+        # Laid out for the product here, the compiler writes it so at once.
+        tokens = x.permute(0, 2, 3, 1).contiguous()
+        y = F.linear(tokens, weight.flatten(1), bias)
+        return y.permute(0, 3, 1, 2)
     rows, columns = x.shape[2] // side, x.shape[3] // side
     x = x[:, :, : rows * side, : columns * side]
     x = x.unflatten(3, (columns, side)).unflatten(2, (rows, side))
@@ -75,10 +80,13 @@ def _is_linear(
     side = weight.shape[2]
     return (
         groups == 1
-        and (side > 1 or x.shape[2] == x.shape[3] == 1)
+        and (side > 1 or _POINTWISE or x.shape[2] == x.shape[3] == 1)
         and weight.shape[3] == side
         and (stride, padding, dilation) == ((side,) * 2, (0, 0), (1, 1))
     )
+
+
+_POINTWISE = False
 
 
 class _FasterConvolutions(TorchFunctionMode):

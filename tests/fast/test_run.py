@@ -272,7 +272,7 @@ def test_observers_see_plain_torch(kernels, kind, observer):
     block, x = built(kind).eval(), input_of(kind)
     if observer == 'vmap' and kind == 'stem':
         x = x[:1]
-    # cuDNN's BatchNorm of a channels-last map has no batching rule.
+    # Under vmap cuDNN's BatchNorm refuses channels-last maps.
     with torch.backends.cudnn.flags(enabled=observer != 'vmap'):
         expected = observe(Runner(block, False), x)
         actual = observe(Runner(block, 'auto'), x)
@@ -386,15 +386,15 @@ def test_a_changed_stage_is_one_block(change):
 def test_a_copy_of_a_block_is_told_of_again(kernels, lines):
     block, x = built('norm'), input_of('norm')
     block.register_forward_hook(lambda m, args, y: None)
-    for one in (block, block, copy.deepcopy(block)):
-        run_block(one, x)
+    for each in (block, block, copy.deepcopy(block)):
+        run_block(each, x)
     assert len(lines()) == 2
 
 
 def test_a_block_that_is_gone_is_forgotten(kernels):
     block, x = EVSSBlock(8, nn.Identity()).to(DEVICE), input_of('evss')
-    before = len(fast_run._told)
     run_block(block, x)
-    assert len(fast_run._told) == before + 1
+    assert block in fast_run._told
+    before = len(fast_run._told)
     del block
-    assert len(fast_run._told) <= before
+    assert len(fast_run._told) < before

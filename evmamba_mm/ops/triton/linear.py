@@ -12,6 +12,31 @@ from torch import Tensor
 
 from .common import dense_like, once_differentiable
 from .layer_norm import norm_backward, norm_forward
+from .sums import channel_sums
+
+
+class _BiasedLinear(torch.autograd.Function):
+    """A product with a bias, ``dbias = sum of dy over the tokens``."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        dx = dweight = dbias = None
+        rows = dy.reshape(-1, dy.shape[-1])
+        if for_x:
+            dx = (rows @ weight).view(*dy.shape[:-1], weight.shape[1])
+        if for_weight:
+            dweight = rows.T @ x.reshape(-1, x.shape[-1])
+        if for_bias:
+            dbias = channel_sums(rows).to(dy.dtype)
+        return dx, dweight, dbias
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -20,11 +45,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Args:
         x: Tokens (..., C).
         weight: (D, C).
-        bias: (D,) or None.
+        bias: (D,) or None. A kernel sums its gradient.
 
     Returns:
         Tokens (..., D) in x's dtype.
     """
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        return _BiasedLinear.apply(x, weight.to(x.dtype), bias.to(x.dtype))
     if not torch.is_autocast_enabled(x.device.type):
         weight = weight.to(x.dtype)
         bias = None if bias is None else bias.to(x.dtype)

@@ -23,6 +23,7 @@ from .common import (
     store_rows,
 )
 from .layer_norm import layer_norm, norm_backward
+from .sums import channel_sums
 
 # More channels would not fit into the registers of a program.
 _MAX_CHANNELS = 256
@@ -171,7 +172,7 @@ class _PatchLayerNorm(torch.autograd.Function):
             dweight = (dx.T @ patches.flatten(0, 2)).view_as(weight)
         dbias = None
         if bias is not None:
-            dbias = dx.sum(0, dtype=torch.float32).to(bias.dtype)
+            dbias = channel_sums(dx).to(bias.dtype)
         return (
             None,
             dweight.to(weight.dtype),

@@ -1,4 +1,4 @@
-"""Sums over the parts that the programs of other kernels leave.
+"""Sums over the parts that programs leave, and over the tokens of a map.
 
 A long sum runs in two steps, so that its order is fixed: each program leaves
 a part, and a small kernel adds those up.
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import launch
+from .common import as_rows, launch, load_rows, pipeline_stages
 
 # Elements of a tile: all of them are loaded at one time.
 _PART_TILE = 8192
@@ -126,6 +126,31 @@ def _sum_kernel(
     tl.store(sums_ptr + group * width + columns, total, mask=inside)
 
 
+# parts[p, c] = sum of x[m, c] over the tokens m of program p
+@triton.jit
+def _channel_sums_kernel(
+    parts_ptr,
+    x_ptr,
+    tokens,
+    x_stride,
+    steps,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    program, programs, columns = place(C, BLOCK_C)
+    inside = columns < C
+    sums = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    start = program.to(tl.int64)
+    for step in tl.range(steps, num_stages=STAGES):
+        rows = (start + step * programs) * BLOCK_M + tl.arange(0, BLOCK_M)
+        mask = (rows < tokens)[:, None] & inside[None, :]
+        sums += load_rows(x_ptr, rows, x_stride, columns, mask)
+    places = parts_ptr + program * C + columns
+    tl.store(places, tl.sum(sums, axis=0), mask=inside)
+
+
 def _sum(
     sums: Tensor, parts: Tensor, groups: int, count: int, transposed: int = 0
 ) -> Tensor:
@@ -183,3 +208,32 @@ def sum_parts_turned(parts: Tensor) -> Tensor:
         rows * channels, dtype=torch.float32, device=parts.device
     )
     return _sum(sums, parts, 1, count, rows - 1)
+
+
+def channel_sums(x: Tensor) -> Tensor:
+    """Sum each channel over all tokens.
+
+    Args:
+        x: Tokens (..., C).
+
+    Returns:
+        Sums (C,) in fp32.
+    """
+    channels = x.shape[-1]
+    if x.numel() == 0:
+        return x.new_zeros(channels, dtype=torch.float32)
+    x = as_rows(x, (-1, channels))
+    plan = sweep(x.shape[0], channels, WARPS)
+    stages = pipeline_stages(plan.rows * plan.columns, x)
+    parts = torch.empty(
+        (plan.programs, channels), dtype=torch.float32, device=x.device
+    )
+    launch(
+        _channel_sums_kernel,
+        (plan.programs * plan.chunks, 1, 1),
+        (parts, x),
+        (x.shape[0], x.stride(0), plan.steps),
+        (channels, plan.rows, plan.columns, stages),
+        WARPS,
+    )
+    return sum_parts(parts)

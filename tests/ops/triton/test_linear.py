@@ -110,6 +110,29 @@ def test_halves_are_contiguous_with_gradients_alone(device):
     assert halves[0].stride() == halves[1].stride() == whole.stride()
 
 
+@pytest.mark.parametrize('dtype', DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
+def test_linear(shape, dtype, device):
+    values = with_bias(shape, 11, dtype, device)
+    assert_close_to_reference(linear, F.linear, values)
+
+
+@pytest.mark.parametrize('loss', GRADIENTS.values(), ids=GRADIENTS)
+def test_linear_with_strided_gradients(loss, device):
+    values = with_bias((2, 3, 5, 24), 16, device=device)
+    actual, expected = (
+        gradients(function, loss, values) for function in (linear, F.linear)
+    )
+    for value, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('fixed', ['x', 'weight', 'bias'])
+def test_linear_with_a_frozen_argument(fixed, device):
+    values = with_bias((2, 3, 5, 24), 16, device=device)
+    assert_close_to_reference(linear, F.linear, values, fixed=(fixed,))
+
+
 @pytest.mark.parametrize('function', [both_halves, linear])
 @pytest.mark.parametrize('grads', [True, False], ids=['grads', 'no grads'])
 def test_weights_in_fp32_under_autocast(function, grads, device):

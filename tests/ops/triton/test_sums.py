@@ -126,3 +126,19 @@ def test_sweep_covers_the_map(tokens, channels, sums):
     assert plan.programs * plan.chunks <= limit
     tiles = -(-tokens // plan.rows)
     assert plan.programs <= tiles <= plan.programs * plan.steps
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape', [(2, 7, 9, 48), (1, 1, 1, 5), (0, 3, 16)])
+def test_channel_sums(shape, dtype, sums, device):
+    x = normal(*shape, dtype=dtype, device=device)
+    actual = sums.channel_sums(x)
+    expected = x.double().flatten(0, -2).sum(0)
+    assert actual.dtype == torch.float32
+    assert (actual - expected).abs().max() < 1e-4
+
+
+def test_channel_sums_of_a_slice(sums, device):
+    x = normal(2, 20, 5, 40, device=device)[..., 20:]
+    expected = x.double().flatten(0, -2).sum(0)
+    assert (sums.channel_sums(x) - expected).abs().max() < 1e-4
