@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from evmamba_mm import EfficientVMamba
+from evmamba_mm.fast import difference
 
 from ..test_checkpoint import released_like
 from .follow import ROOT
@@ -31,6 +33,13 @@ HOSTS = {
     'my_detector.py': 'mmdet',
     'my_segmentor.py': 'mmseg',
     'my_ablation.py': 'mmpretrain',
+    'my_variant.py': 'mmpretrain',
+}
+# Scripts, and the pages that show their only line.
+PRINTING = {
+    'in_python.py': 'README.md',
+    'changed_model.py': 'docs/configs.md',
+    'export_backbone.py': 'docs/inference.md',
 }
 # What is shown in docs/commands.md and takes no training.
 SHOWN = ('convert_checkpoint', 'reproduce', 'tables', 'figures')
@@ -75,7 +84,7 @@ def shown_commands():
 
 
 def test_every_block_is_known():
-    assert {*HOSTS, 'in_python.py', 'fused_detector.py'} == set(BLOCKS)
+    assert {*HOSTS, *PRINTING, 'fused_detector.py'} == set(BLOCKS)
 
 
 @pytest.mark.parametrize('name', HOSTS)
@@ -100,9 +109,20 @@ def test_config_builds_and_its_parts_fit(name, folder):
             assert model.head(maps).shape == (1, 1000)
 
 
-def test_python_prints_what_is_shown(folder):
-    (line,) = run(folder, 'in_python.py')
-    assert f'\n    {line}\n' in (ROOT / 'README.md').read_text()
+@pytest.mark.parametrize('name', PRINTING)
+def test_python_prints_what_is_shown(name, folder):
+    (line,) = run(folder, name)
+    assert f'\n    {line}\n' in (ROOT / PRINTING[name]).read_text()
+
+
+def test_changed_blocks_differ_as_shown(folder):
+    names = runpy.run_path(str(folder / 'changed_model.py'))
+    changed, last = (names['model'].stages[i][-1] for i in (0, 3))
+    last.register_forward_hook(print)
+    page = (ROOT / 'docs' / 'configs.md').read_text()
+    for block, shape in ((changed, (1, 48, 56, 56)), (last, (1, 384, 7, 7))):
+        why = difference(block, torch.zeros(shape))
+        assert f'not by the fused kernels: {why}\n' in page
 
 
 def test_fused_detector_predicts_the_same(folder):

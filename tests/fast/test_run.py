@@ -386,8 +386,7 @@ def test_a_changed_stage_is_one_block(change):
 def test_a_copy_of_a_block_is_told_of_again(kernels, lines):
     block, x = built('norm'), input_of('norm')
     block.register_forward_hook(lambda m, args, y: None)
-    for each in (block, block, copy.deepcopy(block)):
-        run_block(each, x)
+    [run_block(each, x) for each in (block, block, copy.deepcopy(block))]
     assert len(lines()) == 2
 
 
@@ -395,6 +394,6 @@ def test_a_block_that_is_gone_is_forgotten(kernels):
     block, x = EVSSBlock(8, nn.Identity()).to(DEVICE), input_of('evss')
     run_block(block, x)
     assert block in fast_run._told
-    before = len(fast_run._told)
+    told = len(fast_run._told)
     del block
-    assert len(fast_run._told) < before
+    assert len(fast_run._told) < told

@@ -55,7 +55,7 @@ def draw_stages(sheet, trace):
     """Draws image, stem, stages and output from left to right."""
     model = trace.model
     image = tuple(trace.image.permute(0, 2, 3, 1).shape)
-    patch = model.patch_embed.patch_size
+    patch = model.patch_embed.conv.kernel_size[0]
     nodes = [
         ('image', ['RGB', map_size(image)], 'white'),
         (

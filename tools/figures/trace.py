@@ -4,9 +4,8 @@
 class Trace:
     """Parts of a backbone, asked by their names.
 
-    Inside of a block operations may be fused, so that a layer is not called
-    by itself: shapes are those of what the backbone calls, widths those of
-    the layers' weights.
+    Shapes are those of what the backbone calls, widths those of the layers'
+    weights.
     """
 
     def __init__(self, arch, size):
@@ -15,20 +14,21 @@ class Trace:
         from evmamba_mm import EfficientVMamba
 
         self.model = EfficientVMamba(arch=arch).eval()
-        self.image = torch.zeros(
-            1, self.model.patch_embed.in_channels, size, size
-        )
+        channels = self.model.patch_embed.conv.in_channels
+        self.image = torch.zeros(1, channels, size, size)
         self.shapes, self.output = record(self.model, self.image)
 
     def shape(self, name):
-        """The shape, channels last, of what a part gave."""
-        return self.shapes[name]
+        """The shape, channels last, of the feature map of a part."""
+        batch, channels, height, width = self.shapes[name]
+        return batch, height, width, channels
 
     def module(self, name):
         return self.model.get_submodule(name)
 
     def kind(self, name):
-        return type(self.module(name)).__name__
+        """The class of a part, 'LayerNorm' for LayerNorm2d."""
+        return type(self.module(name)).__name__.removesuffix('2d')
 
     def parameters(self, *names):
         return sum(

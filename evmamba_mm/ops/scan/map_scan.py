@@ -60,7 +60,12 @@ def _scan_sequences(
     layout = layout_of(geometry, backend)
     xs = layout.scan(x)
     # Outside of autocast a half precision map may meet fp32 parameters.
-    projected = x_proj.to(xs.dtype) @ xs
+    # Expanded, so that counters of products see the batch.
+    batch = xs.shape[:1]
+    x_proj, dt_projs = (
+        x.to(xs.dtype).expand(*batch, -1, -1, -1) for x in (x_proj, dt_projs)
+    )
+    projected = x_proj @ xs
     dt, B, C = projected.split([rank, states, states], dim=2)
     delta = dt_projs.to(dt.dtype) @ dt
     # Half precision would round A's large decay rates, also under autocast.

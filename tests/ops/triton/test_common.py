@@ -194,8 +194,8 @@ def test_other_device_is_made_the_current_one(monkeypatch):
     current, seen = [0], []
 
     class Device:
-        def __init__(self, device):
-            self.index = device.index
+        def __init__(self, index):
+            self.index = index
 
         def __enter__(self):
             current[0] = self.index
@@ -204,9 +204,17 @@ def test_other_device_is_made_the_current_one(monkeypatch):
             current[0] = 0
 
     class Map:
-        device = torch.device('cuda:1')
+        is_cuda, dtype = True, torch.float32
+
+        def get_device(self):
+            return 1
+
+        def data_ptr(self):
+            return 0
 
     class Kernel:
+        fn = None
+
         def __getitem__(self, grid):
             return lambda *a, **options: seen.append((current[0], options))
 
