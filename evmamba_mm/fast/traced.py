@@ -2,8 +2,8 @@
 
 The compiler traces the modules and fuses them. The convolutions that it would
 leave to cuDNN go elsewhere: the depthwise 3x3 ones to the package's kernel,
-with the activation behind them, and those of patches and of single pixels, in
-the stem and in the channel attention, to products of matrices.
+with the activations around them, and those whose stride is their side, of
+patches and of single pixels, to products of matrices.
 """
 
 from typing import Any
@@ -30,12 +30,16 @@ def _computes_in(x: Tensor) -> torch.dtype:
 
 
 def _depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    input_activation: str = 'none',
 ) -> Tensor:
     from ..ops.triton.depthwise import depthwise_conv3x3_op
 
     x = x.permute(0, 2, 3, 1).to(_computes_in(x))
-    y = depthwise_conv3x3_op(x, weight, bias, activation)
+    y = depthwise_conv3x3_op(x, weight, bias, activation, input_activation)
     return y.permute(0, 3, 1, 2)
 
 
@@ -43,15 +47,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A convolution whose stride is its side, as one linear map."""
     side = weight.shape[2]
     if side == 1:
-        # Laid out for the product here, the compiler writes it so at once.
+        # The compiler then writes the tokens as the product reads them.
         tokens = x.permute(0, 2, 3, 1).contiguous()
-        y = F.linear(tokens, weight.flatten(1), bias)
-        return y.permute(0, 3, 1, 2)
-    rows, columns = x.shape[2] // side, x.shape[3] // side
-    x = x[:, :, : rows * side, : columns * side]
-    x = x.unflatten(3, (columns, side)).unflatten(2, (rows, side))
-    patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3)
-    return F.linear(patches, weight.flatten(1), bias).permute(0, 3, 1, 2)
+    else:
+        rows, columns = x.shape[2] // side, x.shape[3] // side
+        x = x[:, :, : rows * side, : columns * side]
+        shape = (*x.shape[:2], rows, side, columns, side)
+        tokens = x.reshape(shape).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    y = F.linear(tokens, weight.flatten(1), bias)
+    return y.permute(0, 3, 1, 2)
 
 
 def _is_depthwise(
@@ -80,23 +84,26 @@ def _is_linear(
     side = weight.shape[2]
     return (
         groups == 1
-        and (side > 1 or _POINTWISE or x.shape[2] == x.shape[3] == 1)
         and weight.shape[3] == side
         and (stride, padding, dilation) == ((side,) * 2, (0, 0), (1, 1))
     )
 
 
-_POINTWISE = False
-
-
 class _FasterConvolutions(TorchFunctionMode):
-    """Replaces convolutions of 2-D maps while a block is traced."""
+    """Replaces convolutions of 2-D maps while a block is traced.
+
+    What it joins to a convolution has been traced by itself before. Without
+    another use, which a hook may be, the compiler drops that.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         # The last depthwise result, and what it was made of.
         self.result: Tensor | None = None
-        self.made_of: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self.made_of: tuple | None = None
+        # The last ReLU, after and before.
+        self.rectified: Tensor | None = None
+        self.before: Tensor | None = None
 
     def __torch_function__(
         self,
@@ -105,22 +112,47 @@ class _FasterConvolutions(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
+        self._forget(func, (*args, *kwargs.values()))
         if func is torch.conv2d and len(args) == 7 and not kwargs:
             x, weight, bias, *options = args
             if x.dim() == 4 and x.dtype in _KERNEL_DTYPES:
                 if _is_depthwise(x, weight, *options):
-                    self.made_of = x, weight, bias
-                    self.result = _depthwise(*self.made_of, 'none')
-                    return self.result
+                    return self._convolve(x, weight, bias)
                 if _is_linear(x, weight, *options):
                     return _linear(x, weight, bias)
-        if func in _ACTIVATIONS and args[0] is self.result:
-            # The convolution without it has no other use, most often, and
-            # the compiler drops it.
-            exact = not kwargs or kwargs.get('approximate', 'none') == 'none'
-            if exact:
-                return _depthwise(*self.made_of, _ACTIVATIONS[func])
-        return func(*args, **(kwargs or {}))
+        exact = kwargs.get('approximate', 'none') == 'none'
+        known = self.result is not None and args[:1] and args[0] is self.result
+        if func in _ACTIVATIONS and known and exact:
+            x, weight, bias, before = self.made_of
+            return _depthwise(x, weight, bias, _ACTIVATIONS[func], before)
+        y = func(*args, **kwargs)
+        if func is F.relu and not kwargs.get('inplace', False):
+            if not torch.is_grad_enabled():
+                self.rectified, self.before = y, args[0]
+        return y
+
+    def _forget(self, func: Any, arguments: tuple) -> None:
+        """Whatever else uses a tensor may change it in place."""
+        for x in arguments:
+            if not isinstance(x, Tensor):
+                continue
+            if func not in _ACTIVATIONS:
+                if x is self.result or (self.made_of and x is self.made_of[0]):
+                    self.result = None
+            if func is not torch.conv2d:
+                if x is self.rectified or x is self.before:
+                    self.rectified = None
+
+    def _convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        before = 'none'
+        if self.rectified is not None and x is self.rectified:
+            x, before = self.before, 'relu'
+        self.made_of = x, weight, bias, before
+        self.result = _depthwise(x, weight, bias, 'none', before)
+        return self.result
 
 
 def traced(block: nn.Module, x: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class PatchMerging(nn.Module):
         x = F.pad(
             x, (0, 0, 0, 2 * width - x.shape[2], 0, 2 * height - x.shape[1])
         )
-        # So written, sizes stay symbolic where a compiler or exporter traces.
-        cells = x.unflatten(2, (width, 2)).unflatten(1, (height, 2))
+        # With these sizes, a compiler or exporter may keep them symbolic.
+        cells = x.reshape(x.shape[0], height, 2, width, 2, x.shape[3])
         x = cells.permute(0, 1, 3, 4, 2, 5).flatten(3)
         x = self.norm(channels_first(x))
         return channels_first(self.reduction(channels_last(x)))

@@ -515,13 +515,21 @@ class _DepthwiseConv(torch.autograd.Function):
 
 @torch.library.custom_op('evmamba_mm::depthwise_conv3x3', mutates_args=())
 def _op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    input_activation: str,
 ) -> Tensor:
-    return _forward(x, weight, bias, activation, x.dtype)
+    if input_activation == 'none':
+        return _forward(x, weight, bias, activation, x.dtype)
+    return depthwise_conv3x3_inference(
+        x, weight, bias, activation, x.dtype, None, None, input_activation
+    )
 
 
 @_op.register_fake
-def _(x, weight, bias, activation):
+def _(x, weight, bias, activation, input_activation):
     return x.new_empty(x.shape)
 
 
@@ -545,19 +553,22 @@ def _(dy, x, weight, bias, activation):
 
 
 def _op_setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, ctx.activation = inputs
+    x, weight, bias, ctx.activation, ctx.input_activation = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
 def _op_backward(ctx, dy):
+    if ctx.input_activation != 'none':
+        raise RuntimeError('the input is only activated without gradients')
     x, weight, bias = ctx.saved_tensors
     dx, sums = _backward_op(dy, x, weight, bias, ctx.activation)
-    return dx, *_split_sums(sums, weight, bias), None
+    return dx, *_split_sums(sums, weight, bias), None, None
 
 
 _op.register_autograd(_op_backward, setup_context=_op_setup_context)
 
-# For torch.compile: (x, weight, bias, activation) to y in the dtype of x.
+# For torch.compile: (x, weight, bias, activation, input_activation) to y in
+# the dtype of x. The input's activation, 'none' or 'relu', has no gradient.
 depthwise_conv3x3_op = torch.ops.evmamba_mm.depthwise_conv3x3
 
 
