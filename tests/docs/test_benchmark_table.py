@@ -1,5 +1,6 @@
 """Tables of speed say what the files of measurements say."""
 
+import csv
 import re
 import subprocess
 import sys
@@ -43,3 +44,38 @@ def test_page_shows_the_measurements(page, mark, file, unit):
 def test_every_table_is_checked(page):
     marks = (ROOT / page).read_text().count('<!-- benchmark')
     assert marks == len(TABLES[page])
+
+
+def shown(mark):
+    block = re.compile(rf'<!-- {mark} -->\n(.*?)<!-- /{mark} -->', re.DOTALL)
+    (text,) = block.findall((ROOT / 'docs/kernels.md').read_text())
+    return [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in text.splitlines()
+        if '---' not in line
+    ]
+
+
+def rows(name):
+    with open(ROOT / 'results/benchmark' / name, newline='') as file:
+        return list(csv.reader(file))
+
+
+def test_ledger_is_that_of_the_file():
+    assert shown('ledger') == rows('h200_ledger.csv')
+
+
+def test_before_and_after_are_those_of_the_files():
+    head, *before = rows('h200_before.csv')
+    measured = [
+        {tuple(row[:3]): dict(zip(head, row, strict=True)) for row in part}
+        for part in (before, rows('h200_after.csv')[1:])
+    ]
+    _, *lines = shown('before-after')
+    assert len(lines) == len(before)
+    for arch, mode, phase, old, new, ratio, *peaks in lines:
+        key = f'EfficientVMamba:{arch}', mode, phase
+        speeds = [float(part[key]['images_per_s']) for part in measured]
+        assert [old, new] == [f'{speed:,.0f}' for speed in speeds]
+        assert ratio == f'{speeds[1] / speeds[0]:.2f}'
+        assert peaks == [f'{float(p[key]["peak_gib"]):.2f}' for p in measured]

@@ -193,9 +193,9 @@ class AtrousGroups(Geometry):
         groups = y.reshape(batch, p, p, channels, rows * cols)
         by_row = torch.stack(
             [
-                groups[:, :, i].unflatten(-1, (rows, cols))
+                groups[:, :, i].reshape(batch, p, channels, rows, cols)
                 if i % 2 == 0
-                else groups[:, :, i].unflatten(-1, (cols, rows)).mT
+                else groups[:, :, i].reshape(batch, p, channels, cols, rows).mT
                 for i in range(p)
             ],
             dim=2,
@@ -283,11 +283,11 @@ class CrossDirections(Geometry):
             axis, _, is_reversed = name.partition('_')
             part = y[:, k].flip(-1) if is_reversed else y[:, k]
             sums[axis] = sums[axis] + part if axis in sums else part
-        maps = []
+        maps, sizes = [], (y.shape[0], y.shape[2])
         if 'rows' in sums:
-            maps.append(sums['rows'].unflatten(-1, (height, width)))
+            maps.append(sums['rows'].reshape(*sizes, height, width))
         if 'columns' in sums:
-            maps.append(sums['columns'].unflatten(-1, (width, height)).mT)
+            maps.append(sums['columns'].reshape(*sizes, width, height).mT)
         merged = maps[0] if len(maps) == 1 else maps[0] + maps[1]
         # The merged map owns its memory, also of a single direction.
         return merged.permute(0, 2, 3, 1).clone(

@@ -46,7 +46,8 @@ def _by_sequence(
     gathered = []
     for x in parameters:
         # Stacked, since an index would be copied to the GPU in every call.
-        sets = x.unflatten(0, (geometry.sets, -1)).unbind(0)
+        # By reshape: some compilers do not trace unflatten under a mode.
+        sets = x.reshape(geometry.sets, -1, *x.shape[1:]).unbind(0)
         gathered.append(torch.stack([sets[k] for k in order]).flatten(0, 1))
     return gathered
 

@@ -221,6 +221,7 @@ def norm_forward(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
+    overwrite: bool = False,
 ) -> Tensor:
     """Launch the layer norm times ``silu(gate)``; autograd does not see it.
 
@@ -231,6 +232,7 @@ def norm_forward(
         bias: Shift (C,).
         eps: Added to the variance.
         dtype: Dtype of the result.
+        overwrite: Whether the result may take the memory of ``x``.
 
     Returns:
         Dense tensor of the shape of ``x``.
@@ -238,7 +240,8 @@ def norm_forward(
     assert weight.shape == bias.shape == x.shape[-1:]
     assert gate is None or gate.shape == x.shape
     channels = x.shape[-1]
-    y = dense_like(x, dtype)
+    overwrite = overwrite and x.dtype == dtype and x.is_contiguous()
+    y = x if overwrite else dense_like(x, dtype)
     if y.numel() == 0:
         return y
     x, _ = maps = [

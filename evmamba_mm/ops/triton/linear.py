@@ -147,7 +147,7 @@ def norm_gate_linear(
     """Linear map of ``layer_norm(y) * silu(gate)``, without a bias.
 
     Args:
-        y: Tokens (..., D).
+        y: Tokens (..., D). Without gradients they are overwritten.
         gate: Gate before its activation, (..., D).
         weight: Scale of the norm, (D,).
         bias: Shift of the norm, (D,).
@@ -161,5 +161,5 @@ def norm_gate_linear(
     if torch.is_grad_enabled():
         projection = projection.to(dtype)
         return _NormGateLinear.apply(y, gate, weight, bias, eps, projection)
-    z = norm_forward(y, gate, weight, bias, eps, dtype)
+    z = norm_forward(y, gate, weight, bias, eps, dtype, overwrite=True)
     return linear(z, projection)
