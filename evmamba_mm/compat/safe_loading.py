@@ -36,7 +36,7 @@ def apply() -> None:
     missing = [item for item in _ALLOWED if item not in known]
     if missing:
         torch.serialization.add_safe_globals(missing)
-        logger.info("torch.load is taught the types of mmengine's checkpoints")
+        logger.debug("torch.load accepts the types of mmengine's checkpoints")
 
 
 def _history_method(owner: type, name: str) -> Callable:

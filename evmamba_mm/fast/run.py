@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from ..ops.tracing import has_transforms, is_traced
+from ..ops.tracing import constant_in_graphs, has_transforms, is_traced
 from .standard import autocast_dtype, difference, is_untouched
 from .traced import traced
 
@@ -38,7 +38,7 @@ def check_fused(fused: bool | str) -> bool | str:
 
 
 # Under torch.compile the answer is asked for once, while tracing.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _resolve(fused: bool | str) -> bool | str:
     """The argument, or for 'auto' what the environment variable says."""
     if fused != 'auto':

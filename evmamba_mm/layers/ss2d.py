@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ..ops import ss2d_scan
+from ..ops import CrossDirections, ss2d_scan
 from .scan_mixer import ScanMixer
 
-FOUR_DIRECTIONS = ('rows', 'columns', 'rows_reversed', 'columns_reversed')
+FOUR_DIRECTIONS = CrossDirections().directions
 
 
 class SS2D(ScanMixer):
@@ -41,16 +41,18 @@ class SS2D(ScanMixer):
         act: Callable[[], nn.Module] = nn.SiLU,
         directions: Sequence[str] = FOUR_DIRECTIONS,
     ) -> None:
+        # Refuses an unknown one.
+        geometry = CrossDirections(tuple(directions))
         super().__init__(
             channels,
-            parameter_sets=len(directions),
+            parameter_sets=geometry.sets,
             d_state=d_state,
             expand_ratio=expand_ratio,
             dt_rank=dt_rank,
             backend=backend,
             act=act,
         )
-        self.directions = tuple(directions)
+        self.directions = geometry.directions
 
     def scan(self, u: Tensor) -> Tensor:
         """Scan a map (B, H, W, D) in every direction and sum."""

@@ -4,11 +4,26 @@ Kernels without a dispatcher entry are invisible to a tracer and to a
 transform, so their callers ask here first.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.autograd import forward_ad
 
 _Transform = torch._C._functorch.TransformType
 _DERIVATIVES = (_Transform.Grad, _Transform.Jvp)
+
+
+def constant_in_graphs(function: Callable) -> Callable:
+    """Let the compiler call a function once, while it traces.
+
+    That is torch.compiler.assume_constant_result, which would import the
+    compiler along with this package.
+
+    Args:
+        function: Of arguments that are no tensors.
+    """
+    function._dynamo_marked_constant = True
+    return function
 
 
 def is_traced() -> bool:

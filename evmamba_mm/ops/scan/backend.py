@@ -9,7 +9,11 @@ import os
 
 import torch
 
-from ..tracing import has_derivative_transforms, has_transforms
+from ..tracing import (
+    constant_in_graphs,
+    has_derivative_transforms,
+    has_transforms,
+)
 from . import cuda
 from .mamba_scan import INSTALL_LINE, mamba_kernel_installed
 from .numba_scan import numba_installed
@@ -128,7 +132,7 @@ def _choose_sequence_backend(
 
 
 # Under torch.compile this runs once, while tracing.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def choose_backend(
     backend: str,
     device: torch.device,
@@ -183,7 +187,7 @@ def _check_cuda(
         )
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def choose_map_backend(
     backend: str,
     device: torch.device,
