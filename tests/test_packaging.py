@@ -184,6 +184,16 @@ def test_mim_trains_and_tests_with_the_installed_tools(installed, toy):
     assert 'accuracy/top1' in output
 
 
+def test_mim_does_not_show_the_help_of_the_tools(installed, tmp_path):
+    output = mim(installed, tmp_path, 'train', 'evmamba_mm', '-h')
+    assert 'Job launcher' in output
+    assert '--cfg-options' not in output
+    said = 'evmamba_mm is not an OpenMMLAB codebase'
+    assert said in (ROOT / 'docs' / 'install.md').read_text()
+    with pytest.raises(AssertionError, match=said):
+        mim(installed, tmp_path, 'run', 'evmamba_mm', 'train', '-h')
+
+
 def test_mim_finds_an_installed_config_by_its_name(installed, tmp_path):
     configs = (installed / 'evmamba_mm/.mim/configs/demo').glob('*.py')
     config = next(configs)

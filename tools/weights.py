@@ -6,6 +6,12 @@ from pathlib import Path
 
 from checks import children
 
+# The pages of the released weights, by the backbone's arch.
+RELEASED = {
+    arch: f'https://huggingface.co/TerryPei/EfficientVMamba-{arch.title()}'
+    for arch in ('tiny', 'small', 'base')
+}
+
 
 def check_weight_files(cfg):
     """Refuses to train from a file that is not there."""
@@ -46,8 +52,11 @@ def missing_message(cfg, key, owner, checkpoint):
     if module.get('type') in ('EfficientVMamba', 'VMamba', 'Vim'):
         arch = module.get('arch', 'tiny')
         option = f' --arch {arch}' if isinstance(arch, str) else ''
+        page = ''
+        if module.type == 'EfficientVMamba' and option and arch in RELEASED:
+            page = f', from {RELEASED[arch]}'
         make = (
-            '\nMake it from a released checkpoint:\n  python '
+            f'\nMake it from a released checkpoint{page}:\n  python '
             f'tools/convert_checkpoint.py RELEASED {checkpoint}{option}'
         )
     return (

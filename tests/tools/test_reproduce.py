@@ -12,7 +12,8 @@ import torch
 from ..test_checkpoint import released_like
 from .test_train_test import TOOLS, load_tool
 
-CATALOGUE_HEAD = 'config,file,url,sha256,top1_raw,top1_ema\n'
+CATALOGUE_HEAD = 'config,page,file,url,sha256,top1_raw,top1_ema\n'
+PAGE = 'https://example.org/tiny'
 TINY = 'configs/mmpretrain/evmamba-tiny_16xb128-amp-300e_in1k.py'
 
 
@@ -219,6 +220,7 @@ def test_dry_run_says_what_is_missing_and_writes_nothing(main, capsys):
     assert 'ImageNet-1k is not complete' in said
     # 81.8 is what the averaged weights reach.
     assert 'evmamba-base-ema_in1k.pth is not there' in said
+    assert 'https://huggingface.co/TerryPei/EfficientVMamba-Base' in said
     assert 'top1: accuracy/top1, paper 81.8 ± 0.1' in said
     assert list(Path().iterdir()) == []
 
@@ -244,9 +246,9 @@ def release(tmp_path, room, monkeypatch):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
 
     def catalogue(sha256=digest, url=None):
-        url = url or file.as_uri()
+        url = file.as_uri() if url is None else url
         listed = tmp_path / 'catalogue.csv'
-        cells = f'{TINY},tiny.ckpt,{url},{sha256},76.48,76.41\n'
+        cells = f'{TINY},{PAGE},tiny.ckpt,{url},{sha256},76.48,76.41\n'
         listed.write_text(CATALOGUE_HEAD + cells)
         monkeypatch.setattr(room('released'), 'CATALOGUE', listed)
         return room('released').entry_of_config(TINY)
@@ -286,3 +288,16 @@ def test_weights_that_cannot_be_fetched_may_be_put_there(release, room):
     with pytest.raises(ValueError, match='put it at checkpoints/tiny.ckpt'):
         room('released').obtain(entry, Path('a.pth'), ema=False)
     assert list(Path('checkpoints').iterdir()) == []
+
+
+def test_weights_of_unknown_address_are_downloaded_by_hand(release, room):
+    released, entry = room('released'), release(sha256='', url='')
+    with pytest.raises(ValueError) as error:
+        released.obtain(entry, Path('a.pth'), ema=False)
+    said = f'{PAGE} and put the file at checkpoints/tiny.ckpt'
+    assert said in str(error.value)
+    assert not Path('checkpoints').exists()
+    Path('checkpoints').mkdir()
+    shutil.copy('far/tiny.ckpt', 'checkpoints')
+    released.obtain(entry, Path('a.pth'), ema=False)
+    assert Path('a.pth').is_file()

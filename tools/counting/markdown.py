@@ -151,14 +151,14 @@ def results(folder):
 
 
 def weights(folder):
-    """The release's files, and what becomes of them."""
+    """The pages of the released weights, and what becomes of the files."""
     body = []
     for row in read_csv(RELEASED):
         arch = row['config'].partition('evmamba-')[2].partition('_')[0]
         body.append(
             [
                 f'`{arch}`',
-                f'[`{row["file"]}`]({row["url"]})',
+                f'[{row["page"].rpartition("/")[2]}]({row["page"]})',
                 f'{row["top1_raw"]} / {row["top1_ema"]}',
                 f'`{row["sha256"]}`' if row['sha256'] else 'not seen',
                 f'`python {CONVERTER} {row["file"]} '
@@ -166,7 +166,7 @@ def weights(folder):
                 link(row['config'], folder),
             ]
         )
-    heads = ['`arch`', 'file', 'top-1 in its log, raw / EMA', 'SHA-256']
+    heads = ['`arch`', 'page', 'top-1 in its log, raw / EMA', 'SHA-256']
     return table([*heads, 'converter', ''], body)
 
 

@@ -46,8 +46,10 @@ HEADER = """\
 # of a run of these configs.
 """
 WEIGHTS_HEADER = """\
-# Weights are the release's files, which {converter} turns into
-# checkpoints of this package; SHA256 is empty until a file has been seen.
+# Converted From names the page of the released weights, whose file
+# {converter} turns into a checkpoint of this package. No
+# page was opened here, so the addresses of the files are not known, and
+# Weights is left out: mim would save a page as if it were the file.
 """
 
 
@@ -105,14 +107,18 @@ def backbone_of(config):
 
 
 def weights_of(released):
+    """Returns the page of released weights, and the file if it is known."""
+    origin = {
+        'Page': released['page'],
+        'Code': REPOSITORY,
+        'Converter': CONVERTER,
+    }
+    if not released['url']:
+        return {'Converted From': origin}
     return {
         'Weights': released['url'],
         'SHA256': released['sha256'] or None,
-        'Converted From': {
-            'Weights': released['url'],
-            'Code': REPOSITORY,
-            'Converter': CONVERTER,
-        },
+        'Converted From': origin,
     }
 
 
@@ -173,7 +179,7 @@ def metafile(folder, counts):
         'Models': models,
     }
     header = HEADER
-    if any('Weights' in model for model in models):
+    if any('Converted From' in model for model in models):
         header += WEIGHTS_HEADER.format(converter=CONVERTER)
     return header + yaml.safe_dump(content, sort_keys=False, width=1000)
 

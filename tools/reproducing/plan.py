@@ -141,13 +141,8 @@ class Plan:
         try:
             for entry, path, _ in self.needed_weights():
                 checkpoint = path
-                if path.is_file():
-                    print(f'weights: {path} is there')
-                else:
-                    print(
-                        f'weights: {path} is not there; would be translated '
-                        f'from {entry["file"]}, fetched from {entry["url"]}'
-                    )
+                found = self.describe_weights(entry, path)
+                complete = found and complete
         except ValueError as error:
             print(f'weights: {error}')
             return 1
@@ -165,6 +160,22 @@ class Plan:
                 )
         print(f'result: {self.results}')
         return 0 if complete else 1
+
+    def describe_weights(self, entry, path):
+        """Says where weights come from; false if the user has to act."""
+        if path.is_file():
+            print(f'weights: {path} is there')
+            return True
+        source = released.source_of(entry)
+        needed = f'weights: {path} is not there; would be translated from'
+        if source.is_file():
+            print(f'{needed} {source}')
+            return True
+        if entry['url']:
+            print(f'{needed} {source}, fetched from {entry["url"]}')
+            return True
+        print(f'{needed} {source}: {released.by_hand(entry)}')
+        return False
 
     def describe_unknown(self):
         """Names starting weights that are of no release; true without any."""

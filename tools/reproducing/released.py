@@ -46,19 +46,37 @@ def translated_path(entry, ema):
     return FOLDER / f'evmamba-{arch_of(entry)}{average}_in1k.pth'
 
 
+def source_of(entry):
+    """Where the released file is looked for."""
+    return FOLDER / entry['file']
+
+
+def by_hand(entry):
+    """How to get a released file that is to be downloaded by hand."""
+    return (
+        f'download the weights from {entry["page"]} and put the file at '
+        f'{source_of(entry)}'
+    )
+
+
 def obtain(entry, target, ema):
     """Fetches and translates weights to `target`, if they are not there.
 
     Raises:
-        ValueError: If they cannot be fetched, are other than the catalogue
-            says, or cannot be translated.
+        ValueError: If they are not there and cannot be fetched, are other
+            than the catalogue says, or cannot be translated.
     """
     if target.is_file():
         return
     from convert_checkpoint import convert
 
-    source = FOLDER / entry['file']
+    source = source_of(entry)
     if not source.is_file():
+        if not entry['url']:
+            raise ValueError(
+                f'there is no file {source}, and the address of the released '
+                f'file is not known: {by_hand(entry)}, then run this again'
+            )
         fetch(entry['url'], source)
     check_sum(source, entry['sha256'])
     convert(source, target, ema=ema, arch=arch_of(entry))
