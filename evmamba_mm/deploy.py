@@ -76,5 +76,5 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     for module in fused.modules():
         if isinstance(module, EfficientVMamba):
             _fuse_backbone(module, dtype)
-    # What took the place of layers starts out in training mode.
+    # The modules that replace layers start out in training mode.
     return fused.eval()

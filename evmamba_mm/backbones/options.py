@@ -78,7 +78,7 @@ def per_stage(
 
 
 def activation(name: str, cfg: Mapping) -> Callable[[], nn.Module]:
-    """What makes an activation, from a config such as dict(type='GELU').
+    """Builder of an activation, from a config such as dict(type='GELU').
 
     Args:
         name: Of the option, for the message.

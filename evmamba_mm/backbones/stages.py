@@ -17,7 +17,7 @@ from .options import (
 
 @dataclass(frozen=True)
 class StageOptions:
-    """What the blocks of one stage are built with.
+    """Options of the blocks of one stage.
 
     See :class:`evmamba_mm.EfficientVMamba` for what each means; ``mixer_act``,
     ``act`` and ``inverted_act`` make the activations.

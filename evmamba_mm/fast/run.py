@@ -1,7 +1,7 @@
 """Whether a block runs by kernels or by itself, decided in one place.
 
 The order is: the ``fused`` argument, then the environment variable
-``EVMAMBA_FUSED``, then who looks on, the input, and the block.
+``EVMAMBA_FUSED``, then tracers and transforms, the input, and the block.
 """
 
 import functools
@@ -17,13 +17,12 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from ..ops.tracing import constant_in_graphs, has_transforms, is_traced
-from .standard import autocast_dtype, difference, is_untouched
+from .standard import KERNEL_DTYPES, autocast_dtype, difference, is_untouched
 from .traced import traced
 
 ENVIRONMENT_VARIABLE = 'EVMAMBA_FUSED'
 INSTALL_LINE = 'pip install triton'
 _WORDS = {'auto': 'auto', 'true': True, 'false': False}
-_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _logger = logging.getLogger('evmamba_mm')
 # Modules of which the log has spoken already.
@@ -74,12 +73,14 @@ def _warn_of_missing_triton() -> None:
 
 def _unserved(x: Tensor) -> str | None:
     """Why no kernel takes this input, or None."""
-    if x.dtype not in _KERNEL_DTYPES:
+    if x.dtype not in KERNEL_DTYPES:
         return f'the input is in {x.dtype}'
     if type(x) not in (Tensor, nn.Parameter):
         return f'the input is a {type(x).__name__}'
     if x.numel() == 0:
         return 'the input is empty'
+    if x.is_neg():
+        return 'the input is negated lazily'
     return None
 
 
@@ -91,7 +92,7 @@ def _has_function_modes() -> bool:
 
 def _refuse(block: nn.Module, why: str) -> None:
     raise ValueError(
-        f'fused=True, but a {type(block).__name__} cannot run by the fused '
+        f'fused=True, but {type(block).__name__} cannot run by the fused '
         f"kernels: {why}; use fused='auto' or False"
     )
 
@@ -101,7 +102,7 @@ def _tell_once(block: nn.Module, why: str) -> None:
         return
     _told.add(block)
     _logger.info(
-        'a %s runs by its modules, not by the fused kernels: %s',
+        '%s runs by its modules, not by the fused kernels: %s',
         type(block).__name__,
         why,
     )
@@ -176,8 +177,13 @@ def blocks_to_run(stage: nn.Module) -> list[nn.Module]:
         stage: An ``nn.Sequential``, or what stands in its place.
     """
     if torch.compiler.is_compiling():
-        plain = type(stage) is nn.Sequential and not (
-            stage._forward_hooks or stage._forward_pre_hooks
+        plain = (
+            type(stage) is nn.Sequential
+            and 'forward' not in stage.__dict__
+            and not stage._forward_hooks
+            and not stage._forward_pre_hooks
+            and not stage._backward_hooks
+            and not stage._backward_pre_hooks
         )
     else:
         plain = is_untouched(stage, nn.Sequential)

@@ -20,18 +20,21 @@ from ..layers import (
     DropPath,
     EVSSBlock,
     InvertedResidual,
+    LayerNorm,
     LayerNorm2d,
     PatchEmbed,
     PatchMerging,
     SqueezeExcite,
 )
 
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _KINDS = (
     ConvSqueezeExcite,
     DropPath,
     ES2D,
     EVSSBlock,
     InvertedResidual,
+    LayerNorm,
     LayerNorm2d,
     PatchEmbed,
     PatchMerging,
@@ -47,7 +50,7 @@ _KINDS = (
     nn.Sequential,
     nn.SiLU,
 )
-# What a call of a module runs, of the instance if it has one of its own.
+# A call of a module runs these, of the instance if it has its own.
 _METHOD_NAMES = (
     '_call_impl',
     '_check_input_dim',
@@ -57,7 +60,7 @@ _METHOD_NAMES = (
     'sample_scale',
     'scan',
 )
-# What the classes do, before anybody can have patched them.
+# The methods of the classes at import, before anybody patches them.
 _METHODS = [
     (kind, name, getattr(kind, name))
     for kind in _KINDS
@@ -94,8 +97,7 @@ def _untouched(name: str, module: nn.Module, kind: type[nn.Module]) -> None:
         or module._backward_pre_hooks
     ):
         _refuse(name, 'has a hook')
-    if not module.__dict__.keys().isdisjoint(_METHOD_NAMES):
-        own = module.__dict__.keys() & set(_METHOD_NAMES)
+    if own := module.__dict__.keys() & _METHOD_NAMES:
         _refuse(name, f'has a {", ".join(sorted(own))} of its own')
 
 
@@ -134,11 +136,7 @@ class _Looker:
         self.shape = x.shape
         self.device = x.device
         autocast = torch.is_autocast_enabled(x.device.type)
-        self.dtypes = (
-            (torch.float32, torch.float16, torch.bfloat16)
-            if autocast
-            else (x.dtype,)
-        )
+        self.dtypes = KERNEL_DTYPES if autocast else (x.dtype,)
 
     def input(self, channels: int, least: int = 1) -> None:
         """A map of these channels, at least so high and wide."""
@@ -150,7 +148,8 @@ class _Looker:
         self, name: str, key: str, x: Tensor | None, shape: Sequence[int]
     ) -> None:
         """A plain tensor of this shape."""
-        if type(x) is not nn.Parameter and type(x) is not Tensor:
+        kinds = (nn.Parameter, Tensor)
+        if type(x) not in kinds or x.is_neg():
             _refuse(name, f'holds no plain tensor as {key}')
         if x.shape != shape:
             _refuse(name, f'has a {key} of shape {tuple(x.shape)}')
@@ -165,7 +164,7 @@ class _Looker:
         bias: Sequence[int] | None,
     ) -> None:
         """Parameters of these shapes; a bias of None stands for none."""
-        # What pruning leaves behind hides the parameter.
+        # Pruning leaves a plain attribute that hides the parameter.
         if 'weight' in module.__dict__ or 'bias' in module.__dict__:
             _refuse(name, 'holds a weight or bias that is no parameter')
         found = module._parameters
@@ -223,9 +222,11 @@ class _Looker:
         name: str,
         module: nn.Module,
         channels: int,
-        kind: type[nn.Module] = nn.LayerNorm,
+        kind: type[nn.Module] = LayerNorm,
     ) -> None:
-        _untouched(name, module, kind)
+        # Torch's own gives the same on a GPU.
+        torchs = kind is LayerNorm and type(module) is nn.LayerNorm
+        _untouched(name, module, nn.LayerNorm if torchs else kind)
         shape = (channels,)
         _equal(name, 'normalized_shape', module.normalized_shape, shape)
         self.weights(name, module, shape, shape)
@@ -243,6 +244,9 @@ class _Looker:
         self.weights(name, module, shape, shape)
         for key in ('running_mean', 'running_var'):
             self.tensor(name, key, module._buffers.get(key), shape)
+        batches = module.num_batches_tracked
+        if batches is not None and batches.dtype != torch.int64:
+            _refuse(name, f'counts batches in {batches.dtype}')
 
     def scan_mixer(self, name: str, module: nn.Module, channels: int) -> None:
         if type(module) not in (ES2D, SS2D):
@@ -284,8 +288,7 @@ class _Looker:
     ) -> None:
         _untouched(name, module, SqueezeExcite)
         self.layer_norm(f'{name}.norm', module.norm, channels)
-        hidden = getattr(module.global_reduce, 'out_features', 0)
-        shape = (hidden, channels)
+        shape = (getattr(module.global_reduce, 'out_features', 0), channels)
         self.linear(f'{name}.global_reduce', module.global_reduce, shape, True)
         _gelu(f'{name}.act', module.act)
         self.linear(
@@ -313,11 +316,10 @@ class _Looker:
         _untouched('conv_dw.2', act, nn.ReLU)
         se = block.se
         _untouched('se', se, ConvSqueezeExcite)
-        hidden = getattr(se.conv_reduce, 'out_channels', 0)
-        shape = (hidden, inner, 1, 1)
+        shape = (getattr(se.conv_reduce, 'out_channels', 0), inner, 1, 1)
         self.conv('se.conv_reduce', se.conv_reduce, shape, True)
         _untouched('se.act', se.act, nn.ReLU)
-        shape = (inner, hidden, 1, 1)
+        shape = (inner, shape[0], 1, 1)
         self.conv('se.conv_expand', se.conv_expand, shape, True)
         conv, norm = _children('conv_pw2', block.conv_pw2, 2)
         self.conv('conv_pw2.0', conv, (channels, inner, 1, 1), None)
@@ -391,7 +393,7 @@ def difference(block: nn.Module, x: Tensor) -> str | None:
         _LOOKS[kind](_Looker(x), block)
     except _Difference as difference:
         return str(difference)
-    except (AttributeError, IndexError, TypeError):
+    except (AttributeError, IndexError, TypeError) as error:
         # A replaced module lacks what the one in its place had.
-        return 'a module was replaced'
+        return f'a module was replaced ({error})'
     return None

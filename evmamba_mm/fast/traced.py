@@ -13,20 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .standard import KERNEL_DTYPES, autocast_dtype
+
 _ACTIVATIONS = {F.silu: 'silu', F.gelu: 'gelu', F.relu: 'relu'}
-_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Older compilers do not trace through a mode.
 _MODES_TRACED = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 7)
 
 
 def _kernels_run(x: Tensor) -> bool:
     return _MODES_TRACED and x.is_cuda
-
-
-def _computes_in(x: Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 def _depthwise(
@@ -38,7 +33,7 @@ def _depthwise(
 ) -> Tensor:
     from ..ops.triton.depthwise import depthwise_conv3x3_op
 
-    x = x.permute(0, 2, 3, 1).to(_computes_in(x))
+    x = x.permute(0, 2, 3, 1).to(autocast_dtype(x))
     y = depthwise_conv3x3_op(x, weight, bias, activation, input_activation)
     return y.permute(0, 3, 1, 2)
 
@@ -74,7 +69,6 @@ def _is_depthwise(
 
 
 def _is_linear(
-    x: Tensor,
     weight: Tensor,
     stride: tuple[int, int],
     padding: tuple[int, int] | str,
@@ -92,8 +86,9 @@ def _is_linear(
 class _FasterConvolutions(TorchFunctionMode):
     """Replaces convolutions of 2-D maps while a block is traced.
 
-    What it joins to a convolution has been traced by itself before. Without
-    another use, which a hook may be, the compiler drops that.
+    An activation is joined to a convolution that has been traced already. The
+    compiler drops the first trace unless something else, such as a hook, uses
+    its result.
     """
 
     def __init__(self) -> None:
@@ -116,10 +111,10 @@ class _FasterConvolutions(TorchFunctionMode):
         self._forget(func, (*args, *kwargs.values()))
         if func is torch.conv2d and len(args) == 7 and not kwargs:
             x, weight, bias, *options = args
-            if x.dim() == 4 and x.dtype in _KERNEL_DTYPES:
+            if x.dim() == 4 and x.dtype in KERNEL_DTYPES:
                 if _is_depthwise(x, weight, *options):
                     return self._convolve(x, weight, bias)
-                if _is_linear(x, weight, *options):
+                if _is_linear(weight, *options):
                     return _linear(x, weight, bias)
         exact = kwargs.get('approximate', 'none') == 'none'
         known = self.result is not None and args[:1] and args[0] is self.result
@@ -135,6 +130,8 @@ class _FasterConvolutions(TorchFunctionMode):
     def _forget(self, func: Any, arguments: tuple) -> None:
         """Whatever else uses a tensor may change it in place."""
         for x in arguments:
+            if isinstance(x, list | tuple):
+                self._forget(func, tuple(x))
             if not isinstance(x, Tensor):
                 continue
             if func not in _ACTIVATIONS:
@@ -156,13 +153,13 @@ class _FasterConvolutions(TorchFunctionMode):
 
 
 def traced(block: nn.Module, x: Tensor) -> Tensor:
-    """Run the modules of a block for whoever traces them.
+    """Run the modules of a block for a tracer.
 
     Args:
         block: Module of one tensor to one tensor.
         x: Its input.
     """
-    # Whatever else traces, such as an export, wants operations of torch's.
+    # Other tracers, such as an export, get operations of torch alone.
     if not (torch.compiler.is_dynamo_compiling() and _kernels_run(x)):
         return block(x)
     with _FasterConvolutions():

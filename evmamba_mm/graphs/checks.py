@@ -1,10 +1,10 @@
-"""What cannot be captured is refused before."""
+"""Checks that refuse modules which cannot be captured."""
 
 from operator import attrgetter
 
 from torch import Tensor, nn
 
-# What a module calls beside its forward, in four dicts.
+# The four dicts of functions that a module calls beside its forward.
 hooks = attrgetter(
     '_forward_hooks',
     '_forward_pre_hooks',

@@ -88,7 +88,7 @@ def remove_graphs(module: nn.Module) -> None:
     """Give a module its plain forward back, and free its graphs' memory.
 
     Args:
-        module: What was given to :func:`graph_training` or
+        module: As given to :func:`graph_training` or
             :func:`graph_inference`; one without graphs stays as it is.
     """
     forward = module.__dict__.get('forward')

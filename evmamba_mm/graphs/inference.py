@@ -41,7 +41,7 @@ class InferenceGraph:
         return False
 
     def replay(self, image: Tensor):
-        """What the module gives for an image, until the next replay."""
+        """Result of the module for an image, until the next replay."""
         self._image.copy_(image)
         self._graph.replay()
         return self._output

@@ -1,4 +1,4 @@
-"""What a graph fixes of a module."""
+"""State of a module that a graph fixes."""
 
 from itertools import chain
 from operator import attrgetter, is_

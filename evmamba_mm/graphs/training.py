@@ -142,7 +142,7 @@ class TrainingGraph:
         return self._due is not None and self._node() is not None
 
     def replay(self, image: Tensor):
-        """What the module gives for an image, with its backward."""
+        """Result of the module for an image, with its backward."""
         outputs = _Replay.apply(self, image, *self._parameters)
         return _pytree.tree_unflatten(list(outputs), self._structure)
 
@@ -183,7 +183,7 @@ class TrainingGraph:
 class _Replay(torch.autograd.Function):
     """A replay as autograd sees it.
 
-    What it gives are copies: a caller may keep the features, and autograd
+    Its results are copies: a caller may keep the features, and autograd
     the gradients, for longer than until the next replay.
     """
 

@@ -23,7 +23,7 @@ _logger = logging.getLogger('evmamba_mm')
 
 
 class _Call(NamedTuple):
-    """What one capture is good for."""
+    """Calls that one capture serves."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -79,7 +79,7 @@ class CUDAGraphHook(Hook):
         if runner.cfg.get('compile'):
             raise ValueError(
                 'CUDAGraphHook and compile exclude each other, got '
-                f'compile={runner.cfg["compile"]!r}; leave one away'
+                f'compile={runner.cfg["compile"]!r}; remove one of them'
             )
         part = self._find(runner.model)
         check_training(part)

@@ -8,7 +8,7 @@ from .drop_path import DropPath
 from .es2d import ES2D
 from .evss_block import EVSSBlock
 from .inverted_residual import InvertedResidual
-from .layer_norm import LayerNorm2d
+from .layer_norm import LayerNorm, LayerNorm2d
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging
 from .scan_mixer import ScanMixer
@@ -22,6 +22,7 @@ __all__ = [
     'ES2D',
     'EVSSBlock',
     'InvertedResidual',
+    'LayerNorm',
     'LayerNorm2d',
     'PatchEmbed',
     'PatchMerging',

@@ -25,7 +25,8 @@ class BiMamba(nn.Module):
 
     Project to a value and a gate; each direction has its own causal
     convolution, projections and scan of the value; the mean of the two is
-    gated and projected back. What ends in ``_b`` reads backwards.
+    gated and projected back. Parameters ending in
+    ``_b`` read backwards.
 
     Args:
         channels: C.

@@ -1,4 +1,4 @@
-"""What a backbone takes as an image."""
+"""Checks of the image that a backbone is given."""
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ def check_image(image: Tensor, conv: nn.Module) -> None:
         image: Must be (B, in_channels, H, W), at least as high and wide as
             the convolution's kernel with its padding, of a floating dtype and
             on its device.
-        conv: The embedding's convolution; what stands in its place, such as
-            an adapter, checks the shape itself.
+        conv: The embedding's convolution. Another module in its place, such
+            as an adapter, checks the shape itself.
 
     Raises:
         ValueError: If it is not.

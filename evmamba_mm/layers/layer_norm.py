@@ -1,8 +1,9 @@
-"""LayerNorm of a map, and the two views that blocks change between.
+"""Layer norms, and the two views that blocks change between.
 
-Shape letters: B batch, C channels, H W map.
+Shape letters: B batch, C channels, H W feature map.
 """
 
+import torch
 from torch import Tensor, nn
 
 
@@ -16,16 +17,30 @@ def channels_first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a map (B, C, H, W).
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm of the last dimension, under autocast in the weight's dtype.
 
-    The result has the dtype of the map: under autocast torch's own norm gives
-    fp32, which would double what the following layers read.
+    Torch's own runs in fp32 under autocast on a GPU, but on a CPU in the
+    dtype of the tokens, and sums the gradients of its parameters in it.
+
+    Source: Layer Normalization (arXiv:1607.06450).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise tokens (..., C)."""
+        if x.device.type == 'cpu' and torch.is_autocast_enabled('cpu'):
+            x = x.to(self.weight.dtype)
+        return super().forward(x)
+
+
+class LayerNorm2d(LayerNorm):
+    """LayerNorm over the channels of a feature map (B, C, H, W).
+
+    The result has the dtype of the feature map: fp32, which the norm gives
+    under autocast, would double what the following layers read.
 
     Args:
         channels: C.
-
-    Source: Layer Normalization (arXiv:1607.06450).
     """
 
     def __init__(self, channels: int) -> None:

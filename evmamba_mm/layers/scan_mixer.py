@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import check_backend
-from .layer_norm import channels_first, channels_last
+from .layer_norm import LayerNorm, channels_first, channels_last
 from .linear import init_linear
 
 
@@ -89,7 +89,7 @@ class ScanMixer(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(sets, inner))
         self.A_logs = nn.Parameter(torch.empty(sets * inner, d_state))
         self.Ds = nn.Parameter(torch.empty(sets * inner))
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = LayerNorm(inner)
         self.out_proj = init_linear(inner, channels, bias=False)
         self.reset_scan_parameters()
 

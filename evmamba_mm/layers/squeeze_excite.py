@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layer_norm import channels_last
+from .layer_norm import LayerNorm, channels_last
 from .linear import init_linear
 
 
@@ -34,7 +34,7 @@ class SqueezeExcite(nn.Module):
     ) -> None:
         super().__init__()
         hidden = max(1, int(channels * reduce_ratio))
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.global_reduce = init_linear(channels, hidden)
         self.act = act()
         self.channel_select = init_linear(hidden, channels)

@@ -107,7 +107,7 @@ def test_fused_names_the_block_and_the_module(kernels):
     block = built('evss')
     block.se.act = nn.ReLU()
     message = (
-        'fused=True, but a EVSSBlock cannot run by the fused kernels: '
+        'fused=True, but EVSSBlock cannot run by the fused kernels: '
         "se.act is a ReLU, no GELU; use fused='auto' or False"
     )
     with pytest.raises(ValueError) as error:
@@ -149,7 +149,7 @@ def test_a_change_is_logged_once_a_block(kernels, lines):
             net.eval()(image(1))
     told = [line for line in lines() if 'by its modules' in line]
     assert told == 2 * [
-        'a EVSSBlock runs by its modules, not by the fused kernels: '
+        'EVSSBlock runs by its modules, not by the fused kernels: '
         'conv_branch.2 is a ReLU, no GELU'
     ]
 

@@ -11,6 +11,7 @@ from evmamba_mm.layers import (
     DropPath,
     EVSSBlock,
     InvertedResidual,
+    LayerNorm,
     LayerNorm2d,
     PatchEmbed,
     PatchMerging,
@@ -83,6 +84,15 @@ def test_layer_norm_keeps_the_dtype_of_the_map():
     with torch.autocast('cpu', torch.bfloat16):
         assert norm(x.bfloat16()).dtype == torch.bfloat16
         assert norm(x).dtype == torch.float32
+
+
+def test_layer_norm_sums_its_gradients_in_the_dtype_of_its_weight():
+    norm = LayerNorm(4)
+    x = 1 + torch.rand(20_000, 4).bfloat16()
+    # Each of the 20,000 terms is 1, of which a sum in bf16 stops at 256.
+    with torch.autocast('cpu', torch.bfloat16):
+        norm(x).sum().backward()
+    torch.testing.assert_close(norm.bias.grad, torch.full((4,), 2e4))
 
 
 def test_drop_path_drops_samples_and_keeps_the_mean():

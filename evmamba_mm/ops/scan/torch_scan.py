@@ -304,7 +304,15 @@ def _backward(ctx, dy, _):
     return du, ddelta, dA, dB, dC, dD, dbias, None
 
 
+def _no_second_derivative(ctx, *gradients):
+    raise RuntimeError(
+        'the torch scan has no second derivative; for create_graph=True use '
+        "scan_backend='naive'"
+    )
+
+
 _scan.register_autograd(_backward, setup_context=_setup_context)
+_scan_backward.register_autograd(_no_second_derivative)
 
 
 def scan_torch(

@@ -379,7 +379,6 @@ def _forward(
     bias: Tensor,
     mean: Tensor,
     var: Tensor,
-    own: bool,
     eps: float,
     activation: str,
     dtype: torch.dtype,
@@ -473,9 +472,7 @@ class _BatchNormAct(torch.autograd.Function):
     def forward(ctx, x, weight, bias, mean, var, own, eps, activation, dtype):
         ctx.save_for_backward(x, weight, bias, mean, var)
         ctx.options = own, eps, activation
-        return _forward(
-            x, weight, bias, mean, var, own, eps, activation, dtype
-        )
+        return _forward(x, weight, bias, mean, var, eps, activation, dtype)
 
     @staticmethod
     @once_differentiable
@@ -541,8 +538,11 @@ def batch_norm_act(
         mean, var = _statistics(
             x.detach(), mean, var, momentum, num_batches_tracked
         )
-    run = _BatchNormAct.apply if torch.is_grad_enabled() else _forward
-    return run(x, weight, bias, mean, var, training, eps, activation, dtype)
+    if not torch.is_grad_enabled():
+        return _forward(x, weight, bias, mean, var, eps, activation, dtype)
+    return _BatchNormAct.apply(
+        x, weight, bias, mean, var, training, eps, activation, dtype
+    )
 
 
 def batch_norm_add_inference(
@@ -571,6 +571,4 @@ def batch_norm_add_inference(
     """
     assert residual.shape == x.shape
     dtype = torch.promote_types(x.dtype, residual.dtype)
-    return _forward(
-        x, weight, bias, mean, var, False, eps, 'none', dtype, residual
-    )
+    return _forward(x, weight, bias, mean, var, eps, 'none', dtype, residual)

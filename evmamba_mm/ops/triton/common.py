@@ -1,4 +1,4 @@
-"""What every kernel family shares: device limits, tiles, layouts, launches.
+"""Shared by all kernel families: device limits, tiles, layouts, launches.
 
 Everything follows from shapes alone, so a result is the same on every card
 and in every run.
@@ -47,7 +47,7 @@ _compiled: dict[tuple, CompiledKernel] = {}
 
 
 class Tile(NamedTuple):
-    """What one step of a program covers: all channels of some rows."""
+    """Extent of one step of a program: all channels of some rows."""
 
     rows: int
     columns: int
@@ -188,7 +188,7 @@ def launch(
     """Launch a kernel on the device of its first tensor.
 
     Args:
-        kernel: What ``triton.jit`` made. Its parameters come in this order:
+        kernel: Made by ``triton.jit``. Its parameters come in this order:
             pointers, numbers, constexprs.
         grid: Programs along each axis.
         tensors: One for each pointer, None for an absent one; the first is
@@ -208,8 +208,8 @@ def launch(
         with torch.cuda.device(device):
             launch(kernel, grid, tensors, numbers, constants, warps, stages)
         return
-    # What the JIT specialises a kernel for follows from these. It looks at
-    # every argument anew, which takes longer than many kernels run.
+    # The JIT looks at every argument in every launch to find how to specialise
+    # a kernel, which takes longer than many kernels run. This key tells it.
     layouts = [
         x if x is None else (x.dtype, x.data_ptr() % 16) for x in tensors
     ]
@@ -243,8 +243,8 @@ def once_differentiable(backward: Callable) -> Callable:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 'trying to differentiate twice: the fused kernels have no '
-                'second derivative; for create_graph=True run the backbone '
-                'with fused=False'
+                'second derivative; for create_graph=True give the backbone '
+                "fused=False and scan_backend='naive'"
             )
         return once(ctx, *gradients)
 

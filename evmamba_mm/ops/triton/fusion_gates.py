@@ -41,7 +41,7 @@ _PARAMETER_COLUMNS = 16
 
 
 class GateGradients(NamedTuple):
-    """What the gradients of maps and parameters are made of, in fp32.
+    """Parts of the gradients of maps and parameters, in fp32.
 
     Args:
         logits: Gradients of the gates before their sigmoid, (2, B, C).
@@ -486,7 +486,7 @@ def parameters_backward(
     """Gradient of each parameter, in its shape and dtype.
 
     Args:
-        gradients: What :func:`gates_backward` returned.
+        gradients: Result of :func:`gates_backward`.
         mean: See :func:`gates_forward`.
         hidden: See there.
         parameters: See there.

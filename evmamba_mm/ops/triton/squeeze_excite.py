@@ -32,7 +32,8 @@ from .sums import sum_parts
 # A block of channels is enough for whole memory sectors, and makes enough
 # programs of the small and wide maps that are the rule here.
 _MAX_COLUMNS = 128
-# What writes as much as it reads is best in larger tiles than what adds up.
+# A kernel that writes as much as it reads is best in larger tiles than one
+# that adds up.
 _SCALE_ELEMENTS = 4096
 _SUM_ELEMENTS = 1024
 
