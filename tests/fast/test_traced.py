@@ -101,9 +101,10 @@ def test_activations_are_joined_where_nothing_else_uses_a_result():
         lambda module, args, y: y.mul_(2),
         lambda module, args, y: y * 2,
         lambda module, args, y: [args[0].mul_(2)] and None,
+        lambda module, args, y: torch._foreach_mul_([y], 2) and None,
         lambda module, args, y: None,
     ],
-    ids=['in place', 'replaced', 'input in place', 'seen'],
+    ids=['in place', 'replaced', 'input in place', 'in a list', 'seen'],
 )
 @pytest.mark.parametrize('path', ['conv_dw.0', 'conv_dw', 'conv_pw'])
 def test_a_hook_between_takes_effect(path, hook):
@@ -113,6 +114,24 @@ def test_a_hook_between_takes_effect(path, hook):
         expected = block(x.clone())
     y, _ = compiled(Block(block), x.clone())
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda stage: setattr(stage, 'forward', torch.sigmoid),
+        lambda stage: stage.register_forward_hook(lambda *args: args[2] * 2),
+    ],
+    ids=['forward', 'hook'],
+)
+def test_a_change_of_a_stage_takes_effect(change):
+    model, x = small(), torch.randn(2, 3, 32, 32, device=DEVICE)
+    unchanged = model.eval()(x)[-1]
+    change(model.stages[-1])
+    expected = model(x)[-1]
+    assert not torch.allclose(expected, unchanged)
+    y, _ = compiled(model, x)
+    torch.testing.assert_close(y[-1], expected, rtol=1e-4, atol=1e-4)
 
 
 def fused_inverted():
