@@ -128,7 +128,10 @@ class _FasterConvolutions(TorchFunctionMode):
         return y
 
     def _forget(self, func: Any, arguments: tuple) -> None:
-        """Whatever else uses a tensor may change it in place."""
+        """Whatever else uses a tensor may change it in place.
+
+        A mode does not see ``torch._foreach_*``, which must not change one.
+        """
         for x in arguments:
             if isinstance(x, list | tuple):
                 self._forget(func, tuple(x))
