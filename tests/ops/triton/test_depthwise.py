@@ -398,8 +398,9 @@ def test_opcheck(with_bias, device):
     tensors = [
         None if x is None else x.requires_grad_() for x in arguments.values()
     ]
-    torch.library.opcheck(depthwise_conv3x3_op, (*tensors, activation))
+    torch.library.opcheck(depthwise_conv3x3_op, (*tensors, activation, 'none'))
     tensors = [None if x is None else x.detach() for x in tensors]
+    torch.library.opcheck(depthwise_conv3x3_op, (*tensors, activation, 'relu'))
     dy = torch.ones_like(tensors[0])
     torch.library.opcheck(
         torch.ops.evmamba_mm.depthwise_conv3x3_backward,
@@ -414,7 +415,7 @@ def test_fake_results_are_dense():
         x = torch.empty(2, 20, 5, 3, dtype=torch.bfloat16)
         x = x.permute(0, 2, 3, 1)
         weight, bias = torch.empty(20, 1, 3, 3), torch.empty(20)
-        y = depthwise_conv3x3_op(x, weight, bias, 'silu')
+        y = depthwise_conv3x3_op(x, weight, bias, 'silu', 'none')
         dx, sums = torch.ops.evmamba_mm.depthwise_conv3x3_backward(
             y, x, weight, bias, 'silu'
         )
@@ -431,7 +432,7 @@ def test_op_is_the_function(with_bias, device):
     )
 
     def op(x, weight, bias):
-        return depthwise_conv3x3_op(x, weight, bias, 'silu')
+        return depthwise_conv3x3_op(x, weight, bias, 'silu', 'none')
 
     # Ahead of a compiler, which may ask for the graph only.
     compiled = torch.compile(op, fullgraph=True, backend='aot_eager')
@@ -440,6 +441,19 @@ def test_op_is_the_function(with_bias, device):
         actual = results(function, arguments)
         for name, value in expected.items():
             assert torch.equal(actual[name], value), name
+
+
+@pytest.mark.parametrize('with_bias', [True, False], ids=['bias', 'no-bias'])
+def test_op_with_an_activated_input(with_bias, device):
+    x, weight, bias = conv_arguments(
+        (2, 3, 5, 16), torch.float32, device, with_bias=with_bias
+    ).values()
+    y = depthwise_conv3x3_op(x, weight, bias, 'silu', 'relu')
+    expected = depthwise_conv3x3_op(x.relu(), weight, bias, 'silu', 'none')
+    torch.testing.assert_close(y, expected)
+    y = depthwise_conv3x3_op(x.requires_grad_(), weight, bias, 'silu', 'relu')
+    with pytest.raises(RuntimeError, match='without gradients'):
+        y.sum().backward()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
