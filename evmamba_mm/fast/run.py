@@ -6,7 +6,6 @@ The order is: the ``fused`` argument, then the environment variable
 
 import functools
 import importlib
-import importlib.util
 import logging
 import os
 import weakref
@@ -17,6 +16,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from ..ops.tracing import constant_in_graphs, has_transforms, is_traced
+from ..ops.triton import triton_installed
 from .standard import KERNEL_DTYPES, autocast_dtype, difference, is_untouched
 from .traced import traced
 
@@ -49,12 +49,6 @@ def _resolve(fused: bool | str) -> bool | str:
             f'{word!r}'
         )
     return _WORDS[word]
-
-
-@functools.cache
-def triton_installed() -> bool:
-    """Whether Triton can be imported; it is not imported for that."""
-    return importlib.util.find_spec('triton') is not None
 
 
 def interpreted() -> bool:
@@ -151,16 +145,14 @@ def run_block(
         return block(x)
     if is_traced() or has_transforms() or _has_function_modes():
         return traced(block, x)
-    why = _where_not(x, fused)
+    elsewhere = _where_not(x, fused)
+    why = elsewhere or _unserved(x) or difference(block, x)
     if why is None:
-        dtype = autocast_dtype(x)
-        why = _unserved(x) or difference(block, x)
-        if why is None:
-            return _blocks().run(block, x, dtype)
-        if fused is not True:
-            _tell_once(block, why)
+        return _blocks().run(block, x, autocast_dtype(x))
     if fused is True:
         _refuse(block, why)
+    if elsewhere is None:
+        _tell_once(block, why)
     return block(x)
 
 

@@ -108,7 +108,12 @@ class _FasterConvolutions(TorchFunctionMode):
         kwargs: dict | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        self._forget(func, (*args, *kwargs.values()))
+        # Of its first argument alone: exact, and not in place.
+        activates = func in _ACTIVATIONS and len(args) == 1
+        activates &= not kwargs.get('inplace', False)
+        activates &= kwargs.get('approximate', 'none') == 'none'
+        if not activates:
+            self._forget(func, (*args, *kwargs.values()))
         if func is torch.conv2d and len(args) == 7 and not kwargs:
             x, weight, bias, *options = args
             if x.dim() == 4 and x.dtype in KERNEL_DTYPES:
@@ -116,15 +121,12 @@ class _FasterConvolutions(TorchFunctionMode):
                     return self._convolve(x, weight, bias)
                 if _is_linear(weight, *options):
                     return _linear(x, weight, bias)
-        exact = kwargs.get('approximate', 'none') == 'none'
-        known = self.result is not None and args[:1] and args[0] is self.result
-        if func in _ACTIVATIONS and known and exact:
+        if activates and args[0] is self.result:
             x, weight, bias, before = self.made_of
             return _depthwise(x, weight, bias, _ACTIVATIONS[func], before)
         y = func(*args, **kwargs)
-        if func is F.relu and not kwargs.get('inplace', False):
-            if not torch.is_grad_enabled():
-                self.rectified, self.before = y, args[0]
+        if activates and func is F.relu and not torch.is_grad_enabled():
+            self.rectified, self.before = y, args[0]
         return y
 
     def _forget(self, func: Any, arguments: tuple) -> None:
@@ -137,9 +139,8 @@ class _FasterConvolutions(TorchFunctionMode):
                 self._forget(func, tuple(x))
             if not isinstance(x, Tensor):
                 continue
-            if func not in _ACTIVATIONS:
-                if x is self.result or (self.made_of and x is self.made_of[0]):
-                    self.result = None
+            if x is self.result or (self.made_of and x is self.made_of[0]):
+                self.result = None
             if func is not torch.conv2d:
                 if x is self.rectified or x is self.before:
                     self.rectified = None

@@ -29,7 +29,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise tokens (..., C)."""
         if x.device.type == 'cpu' and torch.is_autocast_enabled('cpu'):
-            x = x.to(self.weight.dtype)
+            x = x.float() if self.weight is None else x.to(self.weight.dtype)
         return super().forward(x)
 
 

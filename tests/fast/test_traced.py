@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import evmamba_mm.fast.traced as fast_traced
@@ -132,6 +133,25 @@ def test_a_change_of_a_stage_takes_effect(change):
     assert not torch.allclose(expected, unchanged)
     y, _ = compiled(model, x)
     torch.testing.assert_close(y[-1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'act',
+    [
+        lambda x: F.relu(x, inplace=True) + x,
+        lambda x: F.relu(x, True) + x,
+        lambda x: F.silu(x, inplace=True) + x,
+        lambda x: F.relu(input=x) + x,
+    ],
+    ids=['keyword', 'position', 'silu', 'not in place'],
+)
+def test_an_activation_in_place_takes_effect(act):
+    block, x = fused_inverted(), input_of('inverted')
+    block.conv_dw[2].forward = act
+    with torch.no_grad():
+        expected = block(x)
+    y, _ = compiled(Block(block), x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 
 def fused_inverted():

@@ -1,0 +1,10 @@
+"""Triton kernels, a file a family, and whether they can be imported."""
+
+import functools
+import importlib.util
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Tell whether Triton is installed, without importing it."""
+    return importlib.util.find_spec('triton') is not None

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...triton import triton_installed
 from ..geometry import AtrousGroups, CrossDirections, Geometry
 from .compiler import launch, load_kernel
-from .projection import triton_installed
 from .variant import (
     Plan,
     Variant,

@@ -7,22 +7,15 @@ Shape letters: B batch, H W map, D inner channels, K parameter sets, N states,
 R dt rank, P columns of a projected cell.
 """
 
-import functools
 from collections.abc import Iterator
-from importlib import util
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ...triton import triton_installed
 from ..geometry import AtrousGroups
 from .variant import proj_columns
-
-
-@functools.cache
-def triton_installed() -> bool:
-    """Tell whether Triton is installed, without importing it."""
-    return util.find_spec('triton') is not None
 
 
 def _kernels(u: Tensor, columns: int) -> ModuleType | None:
