@@ -116,6 +116,14 @@ def build_runner(cfg):
     return Runner.from_cfg(cfg)
 
 
+def leave_group():
+    """Ends the group of processes, whose threads may else abort the exit."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def check_gpu_of_process(launcher):
     """Refuses more processes on a machine than it has GPUs, if it has any."""
     import torch

@@ -104,6 +104,7 @@ def main():
         weights.load_strictly(runner)
     with checks.missing_images_explained(cfg, ['test']):
         runner.test()
+    launch.leave_group()
 
 
 if __name__ == '__main__':

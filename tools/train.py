@@ -99,6 +99,7 @@ def main():
         weights.load_strictly(runner)
     with checks.missing_images_explained(cfg, SPLITS):
         runner.train()
+    launch.leave_group()
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ from ..layers import (
 )
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_TENSORS = (nn.Parameter, Tensor)
 _KINDS = (
     ConvSqueezeExcite,
     DropPath,
@@ -97,7 +98,8 @@ def _untouched(name: str, module: nn.Module, kind: type[nn.Module]) -> None:
         or module._backward_pre_hooks
     ):
         _refuse(name, 'has a hook')
-    if own := module.__dict__.keys() & _METHOD_NAMES:
+    if not module.__dict__.keys().isdisjoint(_METHOD_NAMES):
+        own = module.__dict__.keys() & _METHOD_NAMES
         _refuse(name, f'has a {", ".join(sorted(own))} of its own')
 
 
@@ -148,8 +150,7 @@ class _Looker:
         self, name: str, key: str, x: Tensor | None, shape: Sequence[int]
     ) -> None:
         """A plain tensor of this shape."""
-        kinds = (nn.Parameter, Tensor)
-        if type(x) not in kinds or x.is_neg():
+        if type(x) not in _TENSORS or x.is_neg():
             _refuse(name, f'holds no plain tensor as {key}')
         if x.shape != shape:
             _refuse(name, f'has a {key} of shape {tuple(x.shape)}')
@@ -192,14 +193,11 @@ class _Looker:
     ) -> None:
         """A bias of None stands for either."""
         _untouched(name, module, nn.Conv2d)
-        for setting, expected in (
-            ('stride', (stride,) * 2),
-            ('padding', (padding,) * 2),
-            ('dilation', (1, 1)),
-            ('groups', groups),
-            ('padding_mode', 'zeros'),
-        ):
-            _equal(name, setting, getattr(module, setting), expected)
+        _equal(name, 'stride', module.stride, (stride, stride))
+        _equal(name, 'padding', module.padding, (padding, padding))
+        _equal(name, 'dilation', module.dilation, (1, 1))
+        _equal(name, 'groups', module.groups, groups)
+        _equal(name, 'padding_mode', module.padding_mode, 'zeros')
         if bias is None:
             bias = module._parameters.get('bias') is not None
         self.weights(name, module, shape, shape[:1] if bias else None)

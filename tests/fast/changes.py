@@ -133,7 +133,7 @@ def is_same(actual, expected):
         assert_same(
             {name: actual[name] for name in both},
             {name: expected[name] for name in both},
-            3e-6 if DEVICE == 'cpu' else 2e-4,
+            3e-6,
         )
     except AssertionError:
         return False

@@ -10,9 +10,9 @@ R dt rank, P columns of a projected cell, T tiles of a sequence.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...tracing import has_transforms, refuse_forward_mode
+from ...tracing import has_transforms, is_traced, refuse_forward_mode
 from ..geometry import AtrousGroups, CrossDirections, Geometry
 from .compiler import on_device
 from .host import as_parameter, run_backward, run_forward
@@ -220,6 +220,17 @@ def _needs_gradient(*tensors: Tensor) -> bool:
     return not torch.compiler.is_compiling() and has_transforms()
 
 
+def _is_watched(*tensors: Tensor) -> bool:
+    """Whether anything but the kernel wants to see the operation.
+
+    Otherwise a call goes past torch's dispatcher, which takes as long as the
+    rest of it.
+    """
+    if is_traced() or has_transforms():
+        return True
+    return any(type(x) not in (Tensor, nn.Parameter) for x in tensors)
+
+
 def es2d_scan_cuda(
     u: Tensor,
     x_proj_weight: Tensor,
@@ -250,9 +261,9 @@ def es2d_scan_cuda(
     """
     parameters = [as_parameter(x) for x in (dt_weight, dt_bias, A_logs, Ds)]
     save = _needs_gradient(u, x_proj_weight, *parameters)
-    return _es2d(
-        u.contiguous(), x_proj_weight, *parameters, geometry.step, save
-    )[0]
+    tensors = (u.contiguous(), x_proj_weight, *parameters)
+    run = _es2d if save or _is_watched(*tensors) else _es2d_forward
+    return run(*tensors, geometry.step, save)[0]
 
 
 def ss2d_scan_cuda(
@@ -296,4 +307,6 @@ def ss2d_scan_cuda(
     proj = F.linear(u, weight.flatten(0, 1).to(u.dtype)).to(u.dtype)
     parameters = [as_parameter(x) for x in (dt_weight, dt_bias, A_logs, Ds)]
     save = _needs_gradient(u, proj, *parameters)
-    return _ss2d(u.contiguous(), proj.contiguous(), *parameters, save)[0]
+    tensors = (u.contiguous(), proj.contiguous(), *parameters)
+    run = _ss2d if save or _is_watched(*tensors) else _ss2d_forward
+    return run(*tensors, save)[0]
