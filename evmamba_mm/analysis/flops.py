@@ -7,6 +7,7 @@ gigabytes. Here the tensors are fake: they have shapes and no content.
 import contextlib
 import os
 from collections import Counter
+from collections.abc import Callable
 from unittest import mock
 
 import torch
@@ -123,8 +124,10 @@ class PooledFlops(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_flops(run, *shapes):
-    """Returns the FLOPs of `run` by operation.
+def count_flops(
+    run: Callable[..., object], *shapes: tuple[int, ...]
+) -> Counter:
+    """Count the FLOPs of `run` by operation.
 
     `run` is called with one float tensor a shape, none of which has content.
     A multiply-add counts as one.

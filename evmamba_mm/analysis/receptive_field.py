@@ -1,9 +1,11 @@
 """The gradient of the centre of a feature map with respect to the image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..apis.features import backbone_outputs
 from ..apis.sources import IMAGE_SUFFIXES
@@ -122,11 +124,16 @@ def choose(maps, stage):
     return chosen
 
 
-def measure(model, prepared, stage):
-    """Averages |gradient| of the centre unit over images.
+def measure(model: nn.Module, prepared: Sequence[tuple], stage: int) -> Field:
+    """Average |gradient| of the centre unit over images.
 
     The unit's channels are summed after a ReLU: a LayerNorm at the end makes
     their plain sum a constant, whose gradient is 0.
+
+    Args:
+        model: A model of a toolbox.
+        prepared: What :func:`prepare` returns.
+        stage: Which of the feature maps that the backbone returns.
 
     Source: arXiv:1701.04128, in the form of RepLKNet (arXiv:2203.06717).
     """
@@ -144,8 +151,10 @@ def measure(model, prepared, stage):
     return Field(mean, len(prepared), chosen.shape[1], height, width)
 
 
-def share_boxes(field, shares):
-    """The least boxes round the unit that hold these shares of the gradient.
+def share_boxes(
+    field: Field, shares: Sequence[float]
+) -> list[tuple[float, float, float, float]]:
+    """Find the least boxes round the unit that hold shares of the gradient.
 
     Returns:
         For each share (top, bottom, left, right), from 0 to 1, cut off at the

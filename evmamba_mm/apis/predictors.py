@@ -8,6 +8,8 @@ BGR frame for RGB when it draws.
 import warnings
 from dataclasses import dataclass
 
+from mmengine.config import Config
+
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 DEFAULT_SCORE_THR = 0.3
 SEGMENT_OPACITY = 0.6
@@ -22,8 +24,12 @@ HARMLESS = (
 )
 
 
-def build_predictor(cfg, device):
-    """Builds the inferencer of the config's host, without weights."""
+def build_predictor(cfg: Config, device: str) -> 'Predictor':
+    """Build the inferencer of the config's host, without weights.
+
+    Raises:
+        ValueError: If the config is of no known host, or lacks a key.
+    """
     host = cfg.get('default_scope')
     if host not in HOSTS:
         raise ValueError(

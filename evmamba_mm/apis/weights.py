@@ -8,9 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_checkpoint
+from torch import nn
 
 # Where the hosts' models keep the part that knows the number of classes.
 HEADS = (
@@ -31,8 +33,10 @@ class Meta:
     palette: list[tuple[int, int, int]]
 
 
-def load_weights(model, cfg, checkpoint):
-    """Loads the checkpoint, or what the config names; returns its meta.
+def load_weights(
+    model: nn.Module, cfg: Config, checkpoint: str | None
+) -> dict:
+    """Load the checkpoint, or what the config names; returns its meta.
 
     Every weight of the model must be in the file and the other way round: a
     model with a part left at random would still draw something.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 from ..backbones import ARCHS
 
@@ -14,7 +15,7 @@ EXAMPLES = (
 )
 
 
-def split_name(name):
+def split_name(name: str) -> tuple[str, str]:
     """Splits 'timm:regnety_008' into where a model is from and which it is.
 
     Raises:
@@ -35,10 +36,10 @@ def split_name(name):
     return source, which
 
 
-def build_classifier(name):
-    """Builds a classifier of 1000 classes with random weights.
+def build_classifier(name: str) -> nn.Module:
+    """Build a classifier of 1000 classes with random weights.
 
-    Its :func:`logits` are (B, 1000) for images (B, 3, H, W).
+    Its logits are (B, 1000) for images (B, 3, H, W).
 
     Raises:
         ValueError: If there is no such model.

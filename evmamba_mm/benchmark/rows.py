@@ -47,7 +47,7 @@ def key_of(row):
     return tuple(row[name] for name in KEY)
 
 
-def read(path):
+def read(path: str | Path) -> list[dict[str, str]]:
     """Reads the rows of a file as dicts of strings.
 
     Raises:
@@ -79,7 +79,7 @@ def check_positive(cell, where):
         raise ValueError(f'{where}: {cell!r} must be a number above 0')
 
 
-def store(path, row):
+def store(path: str | Path, row: Row) -> None:
     """Adds a row to a file, in place of an older one of the same key."""
     path = Path(path)
     stored = read(path) if path.is_file() else []
@@ -96,7 +96,7 @@ def store(path, row):
         writer.writerows(stored)
 
 
-def markdown(rows, unit):
+def markdown(rows: list[dict[str, str]], unit: str) -> str:
     """A line for each model, batch, size and dtype, a column for each mode.
 
     Args:

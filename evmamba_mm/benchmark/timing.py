@@ -3,6 +3,7 @@
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,8 +58,10 @@ class Clock:
         return first.elapsed_time(last)
 
 
-def measure(function, device, repeats):
-    """Calls a function until its time is known.
+def measure(
+    function: Callable[[int], object], device: torch.device, repeats: int
+) -> Measured:
+    """Call a function until its time is known.
 
     It is called a few times first, by one number: that is when memory is
     counted. A repeat is a run of calls between two marks, with the device at

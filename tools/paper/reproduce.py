@@ -103,16 +103,6 @@ def positive(text):
     return int(text)
 
 
-def check_checkout():
-    from writing import paper
-
-    if not paper.PAPER.is_dir():
-        raise ValueError(
-            f'there is no folder {paper.PAPER}; this tool is for a '
-            'checkout of the repository, not for an installed package'
-        )
-
-
 def list_rows(table):
     for number in [table] if table is not None else metrics.METRICS:
         for line in rows.lines_of(number):
@@ -122,7 +112,6 @@ def list_rows(table):
 def main(argv=None):
     args = parse_args(argv)
     try:
-        check_checkout()
         if args.list:
             list_rows(args.table)
             return 0

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).resolve().parent / 'results'
 COUNTED = ('config', 'protocol', 'params', 'trainable_params', 'flops')
 
 
@@ -53,11 +52,6 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.config is not None:
         return args
-    if not (RESULTS / 'paper').is_dir():
-        sys.exit(
-            f'error: there is no folder {RESULTS / "paper"}; this tool is '
-            'for a checkout of the repository, not for an installed package'
-        )
     if not args.pages:
         args.pages = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
     for page in args.pages:
