@@ -269,6 +269,23 @@ def test_file_outside_the_package_is_short(path):
     assert [*length_violations((ROOT / path).read_text(), path)] == []
 
 
+def scripts():
+    files = (ROOT / 'tools').rglob('*.py')
+    return sorted(file.relative_to(ROOT).as_posix() for file in files)
+
+
+@pytest.mark.parametrize('path', scripts())
+def test_scripts_import_the_package_and_no_other_script(path):
+    """Those of the paper's workshop may import what lies beside them."""
+    tree = ast.parse((ROOT / path).read_text())
+    assert [*idiom_violations(tree, path)] == []
+    if path.startswith('tools/paper/'):
+        return
+    names = {Path(other).stem for other in scripts()}
+    imported = {module for _, module in imported_modules(tree, path)}
+    assert not {module.split('.')[0] for module in imported} & names
+
+
 @pytest.mark.parametrize(
     'path',
     sorted(
