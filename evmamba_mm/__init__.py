@@ -8,8 +8,20 @@ compat.apply()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
-from .hooks import CUDAGraphHook  # noqa: E402
+from .hooks import CUDAGraphHook, DeferredRuntimeInfoHook  # noqa: E402
+from .optim import (  # noqa: E402
+    ForeachExponentialMovingAverage,
+    GroupedOptimWrapperConstructor,
+)
 
 register_flop_handles()
 
-__all__ = ['ARCHS', 'CUDAGraphHook', 'EfficientVMamba', '__version__']
+__all__ = [
+    'ARCHS',
+    'CUDAGraphHook',
+    'DeferredRuntimeInfoHook',
+    'EfficientVMamba',
+    'ForeachExponentialMovingAverage',
+    'GroupedOptimWrapperConstructor',
+    '__version__',
+]

@@ -49,15 +49,21 @@ class CUDAGraphHook(Hook):
         module: Path of the part in the model, with dots. It takes one tensor.
         shapes: Most shapes to capture. Each keeps its activations' memory.
         repeats: Training calls of one shape before its capture.
+        strict: Whether a part that cannot be captured ends the training.
+            Otherwise a warning says why, and it is trained without graphs.
 
     Raises:
-        ValueError: If an argument is not legal; or, before the training, if
-            the model has no such part, it cannot be captured, or something
+        ValueError: If an argument is not legal; or, before a strict training,
+            if the model has no such part, it cannot be captured, or something
             else than DistributedDataParallel wraps the model.
     """
 
     def __init__(
-        self, module: str = 'backbone', shapes: int = 1, repeats: int = 3
+        self,
+        module: str = 'backbone',
+        shapes: int = 1,
+        repeats: int = 3,
+        strict: bool = True,
     ) -> None:
         if not isinstance(module, str) or not module:
             raise ValueError(
@@ -69,6 +75,7 @@ class CUDAGraphHook(Hook):
         self.module = module
         self.shapes = shapes
         self.repeats = repeats
+        self.strict = strict
         self._part: nn.Module | None = None
         self._handle = None
         self._seen: Counter[_Call] = Counter()
@@ -76,15 +83,16 @@ class CUDAGraphHook(Hook):
 
     def before_train(self, runner) -> None:
         """Find the module and begin to watch its calls."""
-        if runner.cfg.get('compile'):
-            raise ValueError(
-                'CUDAGraphHook and compile exclude each other, got '
-                f'compile={runner.cfg["compile"]!r}; remove one of them'
-            )
-        part = self._find(runner.model)
-        check_training(part)
+        try:
+            part = self._capturable(runner)
+        except ValueError as error:
+            if self.strict:
+                raise
+            _logger.warning('training without CUDA graphs: %s', error)
+            return
         if not any(parameter.is_cuda for parameter in part.parameters()):
-            _logger.warning(
+            _logger.log(
+                logging.WARNING if self.strict else logging.INFO,
                 'CUDAGraphHook does nothing: %s is not on a CUDA device, so '
                 'that it is trained without graphs',
                 self.module,
@@ -104,6 +112,8 @@ class CUDAGraphHook(Hook):
         for call, times in self._seen.items():
             if times >= self.repeats and call not in self._captured:
                 self._capture(call)
+            if self._part is None:
+                return
             if len(self._captured) == self.shapes:
                 self._stop_watching()
                 return
@@ -123,6 +133,16 @@ class CUDAGraphHook(Hook):
         self._stop_watching()
         remove_graphs(self._part)
         self._part = None
+
+    def _capturable(self, runner) -> nn.Module:
+        if runner.cfg.get('compile'):
+            raise ValueError(
+                'CUDAGraphHook and compile exclude each other, got '
+                f'compile={runner.cfg["compile"]!r}; remove one of them'
+            )
+        part = self._find(runner.model)
+        check_training(part)
+        return part
 
     def _find(self, model: nn.Module) -> nn.Module:
         if is_model_wrapper(model):
@@ -182,7 +202,16 @@ class CUDAGraphHook(Hook):
     def _capture(self, call: _Call) -> None:
         start = time.perf_counter()
         image = torch.zeros(call.shape, dtype=call.dtype, device=call.device)
-        graph_training(self._part, image, call.autocast)
+        try:
+            graph_training(self._part, image, call.autocast)
+        except (RuntimeError, ValueError) as error:
+            if self.strict:
+                raise
+            _logger.warning('training without CUDA graphs: %s', error)
+            self._stop_watching()
+            remove_graphs(self._part)
+            self._part = None
+            return
         self._captured.add(call)
         _logger.info(
             'CUDAGraphHook captured %s for images of %s, in %.1f s',

@@ -10,7 +10,8 @@ R dt rank, P columns of a projected cell, T tiles of a sequence.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import has_torch_function
 
 from ...tracing import has_transforms, is_traced, refuse_forward_mode
 from ..geometry import AtrousGroups, CrossDirections, Geometry
@@ -226,9 +227,10 @@ def _is_watched(*tensors: Tensor) -> bool:
     Otherwise a call goes past torch's dispatcher, which takes as long as the
     rest of it.
     """
-    if is_traced() or has_transforms():
+    if is_traced() or has_transforms() or has_torch_function(tensors):
         return True
-    return any(type(x) not in (Tensor, nn.Parameter) for x in tensors)
+    plain = Tensor.__torch_dispatch__
+    return any(type(x).__torch_dispatch__ is not plain for x in tensors)
 
 
 def es2d_scan_cuda(
