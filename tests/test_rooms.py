@@ -83,6 +83,9 @@ ROOMS = {
     'deploy': Room(within=('layers', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
     'analysis': Room(within=('ops',), outside=('torch', 'mmengine')),
+    'data_preprocessor': Room(
+        within=(), outside=('torch', 'mmengine', 'mmpretrain')
+    ),
     'log': Room(within=(), outside=('mmengine',)),
     'version': Room(within=(), outside=()),
     '__init__': Room(
@@ -90,6 +93,7 @@ ROOMS = {
             'analysis',
             'backbones',
             'compat',
+            'data_preprocessor',
             'hooks',
             'log',
             'optim',

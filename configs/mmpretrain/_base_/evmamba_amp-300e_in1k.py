@@ -86,9 +86,11 @@ train_pipeline = [
 ]
 # The host's test pipeline is the recipe's: short edge to 256, bicubic, then
 # the centre 224.
+data_preprocessor = dict(type='BatchDataPreprocessor')
 train_dataloader = dict(
     batch_size=128,
     drop_last=True,
+    pin_memory=True,
     dataset=dict(pipeline=train_pipeline),
 )
 
