@@ -1,6 +1,7 @@
 """A copy of a model with less to compute, for inference."""
 
 import copy
+import logging
 
 import torch
 from torch import nn
@@ -8,18 +9,46 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .backbones import EfficientVMamba
+from .fast.standard import is_untouched
 from .layers import DropPath, EVSSBlock, InvertedResidual
 
+_logger = logging.getLogger('evmamba_mm')
 _HALF = (torch.float16, torch.bfloat16)
 
 
+def _is_standard(
+    module: nn.Module, kinds: tuple[type[nn.Module], ...]
+) -> bool:
+    """Whether its class says all that it does, with its own parameters."""
+    if type(module) not in kinds or not is_untouched(module, type(module)):
+        return False
+    # Pruning leaves a tensor that hides the parameter.
+    return module.__dict__.keys().isdisjoint(('weight', 'bias'))
+
+
 def _fold_batch_norms(layers: nn.Sequential) -> None:
-    """Move each BatchNorm into the convolution in front of it."""
+    """Move each BatchNorm into the convolution in front of it.
+
+    A pair with a hook, a patch, a pruned weight or the like stays.
+    """
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
-        if type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm):
+        if not isinstance(norm, _BatchNorm):
+            continue
+        if (
+            _is_standard(conv, (nn.Conv2d,))
+            and _is_standard(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+            and norm.running_mean is not None
+        ):
             layers[i] = fuse_conv_bn_eval(conv, norm)
             layers[i + 1] = nn.Identity()
+        else:
+            _logger.warning(
+                'fuse leaves a %s as it is: it or the %s in front of it was '
+                'changed',
+                type(norm).__name__,
+                type(conv).__name__,
+            )
 
 
 def _fuse_backbone(

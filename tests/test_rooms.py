@@ -80,7 +80,7 @@ ROOMS = {
     'graphs': Room(within=('graphs', 'ops'), outside=('torch',)),
     'hooks': Room(within=('graphs', 'hooks'), outside=('torch', 'mmengine')),
     'optim': Room(within=('optim',), outside=('torch', 'mmengine')),
-    'deploy': Room(within=('layers', 'backbones'), outside=('torch',)),
+    'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
     'analysis': Room(within=('ops',), outside=('torch', 'mmengine')),
     'data_preprocessor': Room(

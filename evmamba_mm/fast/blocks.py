@@ -42,6 +42,8 @@ from ..ops.triton.linear import (
 from ..ops.triton.patch_embed import patch_layer_norm
 from ..ops.triton.squeeze_excite import squeeze_excite
 
+_ACTIVATIONS = {'gelu': F.gelu, 'relu': F.relu}
+
 
 def _fixed_norm(norm: nn.Module) -> ChannelNorm | None:
     """A BatchNorm in evaluation as the kernels take it, None for none."""
@@ -60,7 +62,7 @@ def _norm_act(
 ) -> Tensor:
     """BatchNorm and activation in one step; Identity stands for no norm."""
     if isinstance(norm, nn.Identity):
-        return F.relu(x) if activation == 'relu' else x
+        return x if activation == 'none' else _ACTIVATIONS[activation](x)
     return batch_norm_act(
         x,
         norm.weight,

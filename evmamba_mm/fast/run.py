@@ -17,8 +17,13 @@ from torch.utils._device import DeviceContext
 
 from ..ops.tracing import constant_in_graphs, has_transforms, is_traced
 from ..ops.triton import triton_installed
-from .standard import KERNEL_DTYPES, autocast_dtype, difference, is_untouched
-from .traced import traced
+from .standard import (
+    KERNEL_DTYPES,
+    difference,
+    has_hooks,
+    is_untouched,
+)
+from .traced import autocast_dtype, traced
 
 ENVIRONMENT_VARIABLE = 'EVMAMBA_FUSED'
 INSTALL_LINE = 'pip install triton'
@@ -40,8 +45,9 @@ def check_fused(fused: bool | str) -> bool | str:
 @constant_in_graphs
 def _resolve(fused: bool | str) -> bool | str:
     """The argument, or for 'auto' what the environment variable says."""
-    if fused != 'auto':
+    if fused is True or fused is False:
         return fused
+    check_fused(fused)
     word = os.environ.get(ENVIRONMENT_VARIABLE, '').lower() or 'auto'
     if word not in _WORDS:
         raise ValueError(
@@ -86,8 +92,9 @@ def _has_function_modes() -> bool:
 
 def _refuse(block: nn.Module, why: str) -> None:
     raise ValueError(
-        f'fused=True, but {type(block).__name__} cannot run by the fused '
-        f"kernels: {why}; use fused='auto' or False"
+        f'fused=True or {ENVIRONMENT_VARIABLE}=true, but '
+        f'{type(block).__name__} cannot run by the fused kernels: {why}; use '
+        "'auto' or False"
     )
 
 
@@ -135,7 +142,8 @@ def run_block(
     Args:
         block: Module of one tensor to one tensor.
         x: Its input.
-        fused: 'auto', False (never) or True: raise where kernels cannot run.
+        fused: 'auto', False (never) or True: raise where kernels cannot run,
+            but for tracers, modes and transforms.
 
     Raises:
         ValueError: If ``fused`` is True and the kernels cannot run the block.
@@ -169,13 +177,12 @@ def blocks_to_run(stage: nn.Module) -> list[nn.Module]:
         stage: An ``nn.Sequential``, or what stands in its place.
     """
     if torch.compiler.is_compiling():
+        # The compiler guards what it reads of a module, not what it lacks.
+        forward = getattr(stage.forward, '__func__', None)
         plain = (
             type(stage) is nn.Sequential
-            and 'forward' not in stage.__dict__
-            and not stage._forward_hooks
-            and not stage._forward_pre_hooks
-            and not stage._backward_hooks
-            and not stage._backward_pre_hooks
+            and forward is nn.Sequential.forward
+            and not has_hooks(stage)
         )
     else:
         plain = is_untouched(stage, nn.Sequential)

@@ -75,28 +75,25 @@ class _Difference(Exception):
     """A module is not what the kernels compute; the message says how."""
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """Dtype that linear maps of this input are computed in."""
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return x.dtype
-
-
 def _refuse(name: str, why: str) -> None:
     raise _Difference(f'{name or "the block"} {why}')
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs more than its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def _untouched(name: str, module: nn.Module, kind: type[nn.Module]) -> None:
     """Its class is this one, and nothing hangs on the instance."""
     if type(module) is not kind:
-        _refuse(name, f'is a {type(module).__name__}, no {kind.__name__}')
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
+        _refuse(name, f'is a {type(module).__name__}, not a {kind.__name__}')
+    if has_hooks(module):
         _refuse(name, 'has a hook')
     if not module.__dict__.keys().isdisjoint(_METHOD_NAMES):
         own = module.__dict__.keys() & _METHOD_NAMES
@@ -150,7 +147,11 @@ class _Looker:
         self, name: str, key: str, x: Tensor | None, shape: Sequence[int]
     ) -> None:
         """A plain tensor of this shape."""
-        if type(x) not in _TENSORS or x.is_neg():
+        if (
+            type(x) not in _TENSORS
+            or x.layout is not torch.strided
+            or x.is_neg()
+        ):
             _refuse(name, f'holds no plain tensor as {key}')
         if x.shape != shape:
             _refuse(name, f'has a {key} of shape {tuple(x.shape)}')
@@ -210,8 +211,7 @@ class _Looker:
 
     def map_norm(self, name: str, module: nn.Module) -> int:
         """The channels of a LayerNorm2d."""
-        _untouched(name, module, LayerNorm2d)
-        channels = module.normalized_shape[0]
+        channels = getattr(module, 'normalized_shape', (0,))[0]
         self.layer_norm(name, module, channels, LayerNorm2d)
         return channels
 
@@ -248,7 +248,7 @@ class _Looker:
 
     def scan_mixer(self, name: str, module: nn.Module, channels: int) -> None:
         if type(module) not in (ES2D, SS2D):
-            _refuse(name, f'is a {type(module).__name__}, no ES2D or SS2D')
+            _refuse(name, f'is a {type(module).__name__}, not an ES2D or SS2D')
         _untouched(name, module, type(module))
         if module.A_logs.dim() != 2 or module.dt_projs_weight.dim() != 3:
             _refuse(name, 'has scan parameters of other dimensions')

@@ -13,11 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .standard import KERNEL_DTYPES, autocast_dtype
+from .standard import KERNEL_DTYPES
 
 _ACTIVATIONS = {F.silu: 'silu', F.gelu: 'gelu', F.relu: 'relu'}
 # Older compilers do not trace through a mode.
 _MODES_TRACED = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 7)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Dtype that linear maps of this input are computed in."""
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return x.dtype
 
 
 def _kernels_run(x: Tensor) -> bool:
@@ -139,7 +147,8 @@ class _FasterConvolutions(TorchFunctionMode):
                 self._forget(func, tuple(x))
             if not isinstance(x, Tensor):
                 continue
-            if x is self.result or (self.made_of and x is self.made_of[0]):
+            made_of = self.made_of or ()
+            if x is self.result or any(x is part for part in made_of):
                 self.result = None
             if func is not torch.conv2d:
                 if x is self.rectified or x is self.before:

@@ -107,8 +107,8 @@ def test_fused_names_the_block_and_the_module(kernels):
     block = built('evss')
     block.se.act = nn.ReLU()
     message = (
-        'fused=True, but EVSSBlock cannot run by the fused kernels: '
-        "se.act is a ReLU, no GELU; use fused='auto' or False"
+        'fused=True or EVMAMBA_FUSED=true, but EVSSBlock cannot run by the '
+        "fused kernels: se.act is a ReLU, not a GELU; use 'auto' or False"
     )
     with pytest.raises(ValueError) as error:
         run_block(block, input_of('evss'), True)
@@ -150,7 +150,7 @@ def test_a_change_is_logged_once_a_block(kernels, lines):
     told = [line for line in lines() if 'by its modules' in line]
     assert told == 2 * [
         'EVSSBlock runs by its modules, not by the fused kernels: '
-        'conv_branch.2 is a ReLU, no GELU'
+        'conv_branch.2 is a ReLU, not a GELU'
     ]
 
 

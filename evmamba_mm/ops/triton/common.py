@@ -225,6 +225,10 @@ def launch(
         _compiled[key] = compiled
 
 
+# Of torch.autograd.grad, which hands over many gradients as one tensor.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
 def once_differentiable(backward: Callable) -> Callable:
     """Mark a backward that launches kernels, which have no derivative.
 
@@ -245,6 +249,12 @@ def once_differentiable(backward: Callable) -> Callable:
                 'trying to differentiate twice: the fused kernels have no '
                 'second derivative; for create_graph=True give the backbone '
                 "fused=False and scan_backend='naive'"
+            )
+        if any(_is_batched(x) for x in gradients if isinstance(x, Tensor)):
+            raise RuntimeError(
+                'the fused kernels take no batched gradients '
+                '(is_grads_batched, vectorize=True); give the backbone '
+                'fused=False'
             )
         return once(ctx, *gradients)
 
