@@ -19,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install --no-input $(TORCH)
 .PHONY: demo test lint env clean
 
 demo: $(VENV)/.ready-demo
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/misc/demo.py
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope \

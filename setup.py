@@ -10,11 +10,22 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-MIM_ENTRIES = ('configs', 'tools', 'results', 'model-index.yml')
+MIM_ENTRIES = (
+    'configs',
+    'model-index.yml',
+    *('tools/train.py', 'tools/test.py', 'tools/infer.py'),
+    *('tools/dist_train.sh', 'tools/dist_test.sh', 'tools/slurm_train.sh'),
+    'tools/torchrun.sh',
+    'tools/analysis_tools',
+    'tools/dataset_converters',
+    'tools/model_converters',
+)
+# Whatever else lies in these folders is not of the package.
+ENDINGS = ('.py', '.sh', '.yml')
 
 
 class BuildWithMim(build_py):
-    """Copies configs, tools and their data to `evmamba_mm/.mim` of the build.
+    """Copies configs and tools to `evmamba_mm/.mim` of the build.
 
     The source tree is never written to. An editable install gets no `.mim`:
     mim does not find the files of an editable install anyway.
@@ -50,7 +61,7 @@ class BuildWithMim(build_py):
                 )
             sources = [path] if path.is_file() else sorted(path.rglob('*'))
             for source in sources:
-                if source.is_file() and '__pycache__' not in source.parts:
+                if source.is_file() and source.suffix in ENDINGS:
                     yield source, self._mim_dir() / source.relative_to(ROOT)
 
 

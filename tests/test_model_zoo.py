@@ -37,7 +37,8 @@ def models():
 
 
 def rows(path):
-    with (ROOT / 'results' / path).open(newline='', encoding='utf-8') as file:
+    file = ROOT / 'tools' / 'paper' / 'results' / path
+    with file.open(newline='', encoding='utf-8') as file:
         return list(csv.DictReader(file))
 
 

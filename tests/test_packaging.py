@@ -61,29 +61,50 @@ def installed(wheel, tmp_path_factory):
     return folder
 
 
-def files_below(folder):
+def files_below(folder, *endings):
     return {
-        f'{folder}/{file.relative_to(ROOT / folder).as_posix()}'
+        file.relative_to(ROOT).as_posix()
         for file in (ROOT / folder).rglob('*')
-        if file.is_file() and '__pycache__' not in file.parts
+        if file.suffix in endings
+    }
+
+
+def files_of_the_package():
+    files = files_below('evmamba_mm', '.py', '.cu', '.cuh')
+    return {name for name in files if '.mim' not in name}
+
+
+def files_for_mim():
+    tools = files_below('tools', '.py', '.sh')
+    ours = ('tools/paper/', 'tools/misc/')
+    tools = {name for name in tools if not name.startswith(ours)}
+    return {*files_below('configs', '.py', '.yml'), *tools, 'model-index.yml'}
+
+
+def names_in(wheel):
+    return {
+        name
+        for name in zipfile.ZipFile(wheel).namelist()
+        if '.dist-info/' not in name
     }
 
 
 def test_wheel_holds_the_package_and_what_mim_looks_for(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split('/')[0].split('-')[0] for name in names} == {
-        'evmamba_mm'
+    tools = {name for name in files_for_mim() if name.startswith('tools/')}
+    assert {f'tools/{name}.py' for name in ('train', 'test', 'infer')} < tools
+    assert names_in(wheel) == files_of_the_package() | {
+        f'evmamba_mm/.mim/{name}' for name in files_for_mim()
     }
-    wanted = files_below('configs') | files_below('tools')
-    wanted |= files_below('results')
-    wanted |= {'model-index.yml'}
-    package = {
-        name for name in files_below('evmamba_mm') if '.mim' not in name
-    }
-    metadata = {name for name in names if '.dist-info/' in name}
-    assert names - metadata == package | {
-        f'evmamba_mm/.mim/{name}' for name in wanted
-    }
+
+
+def test_outputs_of_a_user_are_in_no_wheel(source, wheel, tmp_path_factory):
+    copy = tmp_path_factory.mktemp('used') / 'source'
+    shutil.copytree(source, copy)
+    for folder in ('configs', 'tools', 'tools/analysis_tools', 'work_dirs'):
+        (copy / folder / 'out').mkdir(parents=True)
+        for name in ('photo.jpg', 'photo.json', 'epoch_1.pth', 'rows.csv'):
+            (copy / folder / 'out' / name).write_text('private')
+    assert names_in(build('wheel', copy, copy / 'dist')) == names_in(wheel)
 
 
 def test_metadata_of_the_wheel(wheel):

@@ -82,9 +82,34 @@ ROOMS = {
     'optim': Room(within=('optim',), outside=('torch', 'mmengine')),
     'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
-    'analysis': Room(within=('ops',), outside=('torch', 'mmengine')),
     'data_preprocessor': Room(
         within=(), outside=('torch', 'mmengine', 'mmpretrain')
+    ),
+    'analysis': Room(
+        within=('analysis', 'apis', 'backbones', 'ops'),
+        outside=('numpy', 'torch', 'mmengine'),
+    ),
+    # The hosts and what draws are imported when they are asked for.
+    'apis': Room(
+        within=('apis', 'backbones', 'checkpoint'),
+        outside=(
+            *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
+            *('mmdet', 'mmseg', 'mmpretrain', 'pycocotools'),
+        ),
+    ),
+    'benchmark': Room(
+        within=(
+            *('benchmark', 'backbones', 'deploy', 'graphs'),
+            *('ops', 'ops/scan'),
+        ),
+        outside=(
+            *('torch', 'mmengine', 'mmcv', 'rich', 'timm'),
+            *('mmdet', 'mmpretrain'),
+        ),
+    ),
+    'cli': Room(
+        within=('cli', 'backbones', 'compat'),
+        outside=('torch', 'mmengine'),
     ),
     'log': Room(within=(), outside=('mmengine',)),
     'version': Room(within=(), outside=()),

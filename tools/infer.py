@@ -5,10 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import checks
-import launch
-from inference import sources as inputs
-
 EPILOG = """\
 A classification config draws a label, a detection config boxes and masks, a
 segmentation config a map of the classes. Put a glob in quotes.
@@ -53,17 +49,22 @@ def parse_args(argv=None):
         'names in load_from or init_cfg',
     )
     add_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    # Only now, so that -h need not wait for torch.
+    from evmamba_mm.cli.arguments import check_arguments
+
+    check_arguments(parser, args, 'CONFIG')
+    return args
 
 
 def add_options(parser):
     parser.add_argument(
         '--out-dir',
         type=Path,
-        default=Path('results'),
+        default=Path('work_dirs/predictions'),
         metavar='DIR',
         help='where the pictures go, in the folders of the input '
-        '(default: results)',
+        '(default: work_dirs/predictions)',
     )
     parser.add_argument(
         '--device',
@@ -109,21 +110,19 @@ def add_options(parser):
         '--cfg-options',
         nargs='+',
         default=[],
-        type=launch.key_and_value,
         metavar='KEY=VALUE',
         help='overrides of the config',
     )
 
 
 def config_file(text):
-    path = launch.existing_config(text)
     legal = ('.py', '.json', '.yaml', '.yml')
-    if Path(path).suffix not in legal:
+    if Path(text).is_file() and Path(text).suffix not in legal:
         raise argparse.ArgumentTypeError(
             f'{text!r} is no config, which ends in {", ".join(legal)}; was '
             f'INPUT a glob without quotes?'
         )
-    return path
+    return text
 
 
 def checkpoint_file(text):
@@ -172,38 +171,20 @@ def choose_device(wanted):
     return wanted
 
 
-def read_config(args):
-    # The package first: it registers the backbones and mends what a toolbox
-    # would trip over in its own import.
-    import evmamba_mm  # noqa: F401, I001
-    from mmengine.config import Config
-
-    cfg = Config.fromfile(args.config)
-    options = launch.parse_options(args.cfg_options)
-    checks.check_keys(cfg)
-    checks.check_overrides(cfg, options)
-    cfg.merge_from_dict(options)
-    return cfg
-
-
 def load_predictor(args):
-    """Builds the predictor with its weights, names and colours."""
-    cfg = read_config(args)
-    from inference.predictors import build_predictor
-    from inference.weights import find_meta, load_weights
+    """Loads what the arguments name, and sets what they ask for."""
+    from evmamba_mm.apis import inference, predictors
+    from evmamba_mm.cli.launch import load_config
 
-    predictor = build_predictor(cfg, choose_device(args.device))
+    cfg = load_config(args.config, args.cfg_options)
+    predictor = predictors.build_predictor(cfg, choose_device(args.device))
     check_options(args, predictor.task)
     if args.score_thr is not None:
         predictor.score_thr = args.score_thr
     if args.no_labels:
         predictor.with_labels = False
-    model = predictor.model
-    stored = load_weights(model, cfg, args.checkpoint)
     distinct = args.palette == 'distinct'
-    predictor.use_meta(
-        find_meta(model, stored, cfg, predictor.datasets, distinct)
-    )
+    inference.give_weights(predictor, cfg, args.checkpoint, distinct)
     return predictor
 
 
@@ -227,24 +208,24 @@ def check_options(args, task):
 def main(argv=None):
     args = parse_args(argv)
     try:
-        collected = inputs.collect(args.input, args.out_dir)
-        sources = inputs.plan(collected, args.out_dir)
+        from evmamba_mm.apis import run, sources
+
+        collected = sources.collect(args.input, args.out_dir)
+        planned = sources.plan(collected, args.out_dir)
         predictor = load_predictor(args)
     except (ValueError, ImportError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return NOTHING_DONE
-    from inference.run import Run
-
-    run = Run(predictor, args.batch_size, args.json)
-    run.process(sources)
+    work = run.Run(predictor, args.batch_size, args.json)
+    work.process(planned)
     print(
-        f'{run.written} of {len(sources)} written to {args.out_dir}, '
-        f'{run.reported} skipped or incomplete, {collected.left_out} other '
+        f'{work.written} of {len(planned)} written to {args.out_dir}, '
+        f'{work.reported} skipped or incomplete, {collected.left_out} other '
         f'files left out'
     )
-    if not run.written:
+    if not work.written:
         return NOTHING_DONE
-    return SOME_SKIPPED if run.reported else DONE
+    return SOME_SKIPPED if work.reported else DONE
 
 
 if __name__ == '__main__':

@@ -3,14 +3,12 @@
 import argparse
 from pathlib import Path
 
-import checks
-import launch
-import weights
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    launch.add_common_arguments(parser)
+    add_common_arguments(parser)
     parser.add_argument('checkpoint', help='path or URL of a checkpoint')
     parser.add_argument(
         '--out', metavar='FILE.pkl', help='write every prediction to FILE.pkl'
@@ -31,12 +29,37 @@ def parse_args():
         'model differ',
     )
     args = parser.parse_args()
+    # Only now, so that -h need not wait for torch.
+    from evmamba_mm.cli.arguments import check_arguments
+
+    check_arguments(parser, args)
     checkpoint = args.checkpoint
     if '://' not in checkpoint and not Path(checkpoint).is_file():
         parser.error(f'argument checkpoint: there is no file {checkpoint!r}')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out: {args.out!r} does not end in .pkl')
     return args
+
+
+def add_common_arguments(parser):
+    """Adds what train.py and test.py understand alike."""
+    parser.add_argument('config', help='path of a config file')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: what the config says, '
+        'or work_dirs/ and the name of the config',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='overrides of the config, for instance '
+        'model.backbone.drop_path_rate=0.2 or key="[a, b]"',
+    )
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
+    # torch.distributed.launch, which `mim` uses, passes the second spelling.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def augment_at_test_time(cfg):
@@ -76,6 +99,8 @@ def draw_predictions(cfg, folder):
 
 def prepare_config(args):
     """Returns the config with the arguments laid over it, and checked."""
+    from evmamba_mm.cli import checks, launch
+
     cfg = launch.read_config(args)
     cfg.load_from = args.checkpoint
     cfg.resume = False
@@ -90,6 +115,8 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
+    from evmamba_mm.cli import checks, launch, weights
+
     cfg = prepare_config(args)
     runner = launch.build_runner(cfg)
     if args.out:

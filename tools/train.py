@@ -3,16 +3,13 @@
 import argparse
 from pathlib import Path
 
-import checks
-import launch
-import weights
-
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 SPLITS = ('train', 'val')
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    launch.add_common_arguments(parser)
+    add_common_arguments(parser)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -34,9 +31,34 @@ def parse_args():
         "config's base_batch_size",
     )
     args = parser.parse_args()
+    # Only now, so that -h need not wait for torch.
+    from evmamba_mm.cli.arguments import check_arguments
+
+    check_arguments(parser, args)
     if args.resume not in (None, 'auto') and not Path(args.resume).is_file():
         parser.error(f'--resume: there is no file {args.resume!r}')
     return args
+
+
+def add_common_arguments(parser):
+    """Adds what train.py and test.py understand alike."""
+    parser.add_argument('config', help='path of a config file')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: what the config says, '
+        'or work_dirs/ and the name of the config',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='overrides of the config, for instance '
+        'model.backbone.drop_path_rate=0.2 or key="[a, b]"',
+    )
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
+    # torch.distributed.launch, which `mim` uses, passes the second spelling.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def resume_from(cfg, checkpoint):
@@ -74,6 +96,8 @@ def scale_learning_rate(cfg):
 
 def prepare_config(args):
     """Returns the config with the arguments laid over it, and checked."""
+    from evmamba_mm.cli import checks, launch, weights
+
     cfg = launch.read_config(args)
     with checks.errors_in_a_line():
         if args.resume is not None:
@@ -90,6 +114,8 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
+    from evmamba_mm.cli import checks, launch, weights
+
     cfg = prepare_config(args)
     runner = launch.build_runner(cfg)
     with checks.errors_in_a_line():

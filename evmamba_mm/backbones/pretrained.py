@@ -68,7 +68,7 @@ def check_pretrained(module: nn.Module, init_cfg: dict) -> None:
         f'{len(unknown)} unknown {unknown[:3]}, {len(reshaped)} of another '
         f"shape {reshaped[:3]}. Check arch, prefix ('backbone.' for a "
         'classifier or detector) and whether a released checkpoint went '
-        'through tools/convert_checkpoint.py'
+        'through tools/model_converters/convert_checkpoint.py'
     )
 
 

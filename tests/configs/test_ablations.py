@@ -1,13 +1,16 @@
-"""The ablations of Tables 5, 6 and 8: few lines, and the blocks they name."""
+"""The ablations: few lines, and the blocks that ablations.csv says."""
 
 import csv
 import functools
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+
+from evmamba_mm import ARCHS
 
 from .leaves import ROOT
 
@@ -16,48 +19,27 @@ pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
 FOLDER = ROOT / 'configs' / 'mmpretrain' / 'ablations'
 LEAVES = {path.stem: path for path in sorted(FOLDER.glob('*.py'))}
 NAME = re.compile(
-    r'evmamba-(?P<size>tiny|base)-(?P<blocks>[a-z0-9-]+)'
-    r'_(?P<batch>16xb128|16xb64)-amp-300e_in1k'
+    r'evmamba-(?P<size>[a-z]+)-(?P<blocks>[a-z0-9-]+)'
+    r'_(?P<batch>\d+xb\d+)-amp-300e_in1k'
 )
-SCAN, CONVOLUTION = 'evss', 'inverted_residual'
-BLOCKS = {
-    'es2d': ['es2d'] * 4,
-    'es2d-deep': ['es2d'] * 4,
-    'evss': [SCAN] * 4,
-    'inres': [CONVOLUTION] * 4,
-    'early-inres': [CONVOLUTION] * 2 + [SCAN] * 2,
-    'ss2d': ['ss2d'] * 4,
-}
-# In millions, of a count that is not this package's.
-PARAMS = {
-    ('tiny', 'es2d'): '4.813',
-    ('tiny', 'evss'): '5.424',
-    ('tiny', 'inres'): '6.470',
-    ('tiny', 'early-inres'): '5.400',
-    ('tiny', 'ss2d'): '2.399',
-    ('base', 'es2d'): '22.89',
-    ('base', 'es2d-deep'): '25.29',
-    ('base', 'evss'): '26.232',
-    ('base', 'inres'): '33.842',
-    ('base', 'ss2d'): '16.34',
-}
-LEAF = {
-    'tiny': 'evmamba-tiny_16xb128-amp-300e_in1k',
-    'base': 'evmamba-base_16xb64-amp-300e_in1k',
-}
-# Table 1 does not print 2,2,11,2, nor the widths of the baselines.
-OTHER_SIZES = {
-    ('tiny', 'ss2d'): ((32, 64, 128, 256), (2, 2, 4, 2)),
-    ('base', 'ss2d'): ((80, 160, 320, 640), (2, 2, 9, 2)),
-    ('base', 'es2d-deep'): ((96, 192, 384, 768), (2, 2, 11, 2)),
-}
+RESULTS = ROOT / 'tools' / 'paper' / 'results'
+
+
+def read_rows(path):
+    with (RESULTS / path).open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+# A line for each ablation: its blocks, and its parameters in millions where a
+# count is known that is not this package's.
+ROWS = {Path(row['config']).stem: row for row in read_rows('ablations.csv')}
 every_ablation = pytest.mark.parametrize('stem', LEAVES)
 
 
-def key(stem):
+def size_of(stem):
     match = NAME.fullmatch(stem)
     assert match, f'{stem} does not follow the grammar of names'
-    return match['size'], match['blocks']
+    return match['size']
 
 
 @functools.cache
@@ -66,40 +48,37 @@ def load(stem):
 
 
 @functools.cache
-def load_leaf(size):
-    return Config.fromfile(FOLDER.parent / f'{LEAF[size]}.py')
+def load_full(size):
+    """The published model of a size."""
+    (path,) = FOLDER.parent.glob(f'evmamba-{size}_*-amp-300e_in1k.py')
+    return path.stem, Config.fromfile(path)
 
 
 def rows(*tables):
     for table in tables:
-        path = ROOT / 'results' / 'paper' / f'{table}.csv'
-        with path.open(newline='', encoding='utf-8') as file:
-            yield from csv.DictReader(file)
+        yield from read_rows(f'paper/{table}.csv')
 
 
-def test_there_is_an_ablation_for_every_kind_of_both_sizes():
-    kinds = {(size, word) for size in LEAF for word in BLOCKS}
-    assert {key(stem) for stem in LEAVES} == kinds - {('tiny', 'es2d-deep')}
+def test_every_ablation_has_its_line():
+    paths = {path.relative_to(ROOT).as_posix() for path in LEAVES.values()}
+    assert {row['config'] for row in ROWS.values()} == paths
 
 
 def test_every_row_has_its_config():
-    configs = [row['config'] for row in rows('table5', 'table6', 'table8')]
-    assert all((ROOT / config).is_file() for config in configs)
-    used = {
-        config.rpartition('/')[2].removesuffix('.py') for config in configs
-    }
-    unused = set(LEAVES) - used
-    # The depths of base with ES2D alone, and what Table 6 has of tiny only.
-    assert {key(stem) for stem in unused} == {
-        ('base', 'es2d'),
-        ('base', 'early-inres'),
-    }
+    named = {}
+    for table in ('table5', 'table6', 'table8'):
+        for row in rows(table):
+            assert (ROOT / row['config']).is_file()
+            stem = Path(row['config']).stem
+            named.setdefault(stem, set()).add(table.removeprefix('table'))
+    for stem, row in ROWS.items():
+        assert set(re.findall(r'\d+', row['row'])) == named.get(stem, set())
 
 
 @pytest.mark.parametrize('table', ['table6', 'table8'])
 def test_stages_of_a_row_are_those_of_its_config(table):
-    words = {'EVSS': SCAN, 'InRes': CONVOLUTION}
-    default = [SCAN, SCAN, CONVOLUTION, CONVOLUTION]
+    words = {'EVSS': 'evss', 'InRes': 'inverted_residual'}
+    default = [*['evss'] * 2, *['inverted_residual'] * 2]
     for row in rows(table):
         backbone = Config.fromfile(ROOT / row['config']).model.backbone
         printed = [words[row[f'stage{i}']] for i in range(1, 5)]
@@ -109,29 +88,30 @@ def test_stages_of_a_row_are_those_of_its_config(table):
 
 
 @every_ablation
-def test_blocks_are_those_of_the_name(stem):
+def test_blocks_and_depths_are_those_of_the_line(stem):
     backbone = load(stem).model.backbone
-    assert backbone.block_types == BLOCKS[key(stem)[1]]
-    if key(stem) in OTHER_SIZES:
-        sizes = OTHER_SIZES[key(stem)]
-        assert tuple(backbone.arch.channels) == sizes[0]
-        assert tuple(backbone.arch.depths) == sizes[1]
-    else:
-        assert backbone.arch == key(stem)[0]
+    row = ROWS[stem]
+    stages = [row[f'stage{i}'] for i in range(1, 5)]
+    assert backbone.block_types == stages
+    if isinstance(backbone.arch, str):
+        assert backbone.arch == size_of(stem)
+    depths = re.search(r'depths (\d+, \d+, \d+, \d+)', row['what'])
+    if depths:
+        named = isinstance(backbone.arch, str)
+        arch = ARCHS[backbone.arch] if named else backbone.arch
+        assert ', '.join(map(str, arch.depths)) == depths[1]
 
 
 @every_ablation
 def test_everything_but_the_backbone_is_the_default(stem):
-    ablation, default = (
-        config.to_dict() for config in (load(stem), load_leaf(key(stem)[0]))
-    )
+    name, full = load_full(size_of(stem))
+    ablation, default = (config.to_dict() for config in (load(stem), full))
     for config in (ablation, default):
-        for name in ('arch', 'block_types'):
-            config['model']['backbone'].pop(name, None)
+        for key in ('arch', 'block_types'):
+            config['model']['backbone'].pop(key, None)
         config['model']['head'].pop('in_channels')
     assert ablation == default
-    batch = NAME.fullmatch(stem)['batch']
-    assert LEAF[key(stem)[0]].split('_')[1].startswith(f'{batch}-amp')
+    assert name.split('_')[1] == stem.split('_')[1]
 
 
 @every_ablation
@@ -145,15 +125,9 @@ def test_parameters_and_a_forward(stem):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(load(stem).model).eval()
     count = sum(p.numel() for p in model.parameters())
-    expected = PARAMS.get(key(stem))
-    if expected is not None:
+    expected = ROWS[stem]['params_m']
+    if expected:
         digits = len(expected.partition('.')[2])
         assert f'{count / 1e6:.{digits}f}' == expected
     with torch.no_grad():
         assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
-
-
-@every_ablation
-def test_it_is_documented(stem):
-    text = (ROOT / 'docs' / 'paper_and_release.md').read_text()
-    assert f'{stem}.py' in text

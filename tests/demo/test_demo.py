@@ -1,4 +1,4 @@
-"""tools/demo.py as a newcomer runs it, cut short."""
+"""tools/misc/demo.py as a newcomer runs it, cut short."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ def run(*arguments):
     result = subprocess.run(
         [
             sys.executable,
-            str(ROOT / 'tools' / 'demo.py'),
+            str(ROOT / 'tools' / 'misc' / 'demo.py'),
             *map(str, arguments),
         ],
         cwd=ROOT,

@@ -48,7 +48,7 @@ SEGMENTOR = (
 
 def shorter(arguments):
     """The arguments to append to a command."""
-    if 'tools/make_digits.py' in arguments:
+    if 'tools/dataset_converters/make_digits.py' in arguments:
         return ('--num-train=4', '--num-val=2')
     if 'my_segmentor.py' in arguments:
         return ('--cfg-options', *SEGMENTOR)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / 'tools' / 'paper' / 'results' / 'benchmark'
 TABLES = {
     'README.md': [('', 'h200.csv', 'images_per_s')],
     'docs/kernels.md': [
@@ -24,9 +25,10 @@ TABLES = {
     [(page, *table) for page, tables in TABLES.items() for table in tables],
 )
 def test_page_shows_the_measurements(page, mark, file, unit):
-    command = [sys.executable, 'tools/benchmark.py', 'table', '--unit', unit]
+    tool = 'tools/analysis_tools/benchmark.py'
+    command = [sys.executable, tool, 'table', '--unit', unit]
     made = subprocess.run(
-        [*command, f'results/benchmark/{file}'],
+        [*command, RESULTS / file],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -57,7 +59,7 @@ def shown(mark):
 
 
 def rows(name):
-    with open(ROOT / 'results/benchmark' / name, newline='') as file:
+    with open(RESULTS / name, newline='') as file:
         return list(csv.reader(file))
 
 

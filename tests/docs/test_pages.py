@@ -28,7 +28,7 @@ _LINK = re.compile(r'\]\((?!https?:)([^)\s]+)\)')
 _HEADING = re.compile(r'^#+ (.*)$', re.MULTILINE)
 _CODE = re.compile(r'^```.*?^```', re.DOTALL | re.MULTILINE)
 _TOOL = re.compile(
-    r'(?<!tests/)tools/(?P<tool>\w+)\.py(?P<arguments>[^\n`|;]*)'
+    r'(?<!tests/)tools/(?P<tool>[\w/]+)\.py(?P<arguments>[^\n`|;]*)'
 )
 # Ours: a toolbox's own has its name and :: before it.
 _CONFIG = re.compile(r'(?<![:\w./-])[\w./-]+_\d+xb\d+[\w-]*\.py')
@@ -39,6 +39,7 @@ _MISSPELT = 'evmamba-atto_1xb16-15e_digit.py'
 _FORMER = {
     ROOT / 'CHANGELOG.md': {'EVMAMBA_FUSED_BACKEND'},
 }
+WITH_TASKS = ('analysis_tools/benchmark', 'paper/figures')
 each_page = pytest.mark.parametrize(
     'page', PAGES, ids=lambda p: str(p.relative_to(ROOT))
 )
@@ -84,8 +85,8 @@ def test_tables_are_up_to_date(page):
     for name in ('mmdet', 'mmseg', 'mmpretrain'):
         pytest.importorskip(name, reason=f'{name} is not installed')
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'tools')
-        markdown = importlib.import_module('counting.markdown')
+        patch.syspath_prepend(ROOT / 'tools' / 'paper')
+        markdown = importlib.import_module('writing.markdown')
     text = page.read_text()
     assert markdown.fill(text, page.parent) == text
 
@@ -123,7 +124,7 @@ def commands(page):
     for match in _TOOL.finditer(text):
         arguments = match['arguments'].partition('#')[0].split()
         task = arguments[0] if arguments else ''
-        if match['tool'] not in ('benchmark', 'figures'):
+        if match['tool'] not in WITH_TASKS:
             task = ''
         elif not task.isidentifier() and not task.replace('-', '').isalpha():
             continue
@@ -145,10 +146,11 @@ def test_tools_take_the_options_that_are_shown(page):
 
 def test_every_tool_has_a_line():
     text = ''.join(page.read_text() for page in PAGES)
-    for tool in (ROOT / 'tools').iterdir():
+    for tool in (ROOT / 'tools').rglob('*.*'):
         main = tool.suffix == '.py' and '__main__' in tool.read_text()
         if main or tool.suffix == '.sh':
-            assert f'tools/{tool.name}' in text or tool.name == 'torchrun.sh'
+            path = tool.relative_to(ROOT).as_posix()
+            assert path in text or tool.name == 'torchrun.sh'
 
 
 def test_backends_are_those_of_the_code():

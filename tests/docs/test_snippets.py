@@ -78,7 +78,7 @@ def shown_commands():
         for part in text.split('$ ')[1:]:
             command, *printed = part.strip().splitlines()
             words = shlex.split(command)
-            tool = words[1].removeprefix('tools/').removesuffix('.py')
+            tool = words[1].rpartition('/')[2].removesuffix('.py')
             if words[0] == 'python' and tool in SHOWN:
                 yield pytest.param(words[1:], printed, id=tool)
 

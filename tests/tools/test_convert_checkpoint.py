@@ -11,7 +11,8 @@ from evmamba_mm import EfficientVMamba
 
 from ..test_checkpoint import released_like
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
+TOOLS = Path(__file__).parents[2] / 'tools'
+TOOL = TOOLS / 'model_converters' / 'convert_checkpoint.py'
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,8 @@ from mmengine.registry import MODELS
 
 from ..test_checkpoint_peers import filled, vim_weights, vmamba_weights
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
+TOOLS = Path(__file__).parents[2] / 'tools'
+TOOL = TOOLS / 'model_converters' / 'convert_checkpoint.py'
 VMAMBA_ATTO = dict(channels=(16, 32, 64, 128), depths=(2, 1, 2, 1))
 CASES = {
     'VMamba': vmamba_weights(**VMAMBA_ATTO),

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from evmamba_mm.cli import checks, launch, weights
+
 from .test_train_test import TOOLS, load_tool, run
 
 CONFIGS = TOOLS.parent / 'configs'
@@ -64,7 +66,7 @@ def test_part_of_the_data_that_is_not_there(key, refusal, toy):
     assert 'data_root' not in message
 
 
-def missing_keys(checks, cfg, splits=('train', 'val')):
+def missing_keys(cfg, splits=('train', 'val')):
     from mmengine.config import Config
 
     with pytest.raises(FileNotFoundError) as error:
@@ -74,7 +76,6 @@ def missing_keys(checks, cfg, splits=('train', 'val')):
 
 
 def test_every_dataset_and_evaluator_is_looked_at(monkeypatch, tmp_path):
-    checks = load_tool('checks', monkeypatch)
     inner = dict(type='A', data_root=str(tmp_path), ann_file='none.json')
     cfg = dict(
         train_dataloader=dict(
@@ -89,7 +90,7 @@ def test_every_dataset_and_evaluator_is_looked_at(monkeypatch, tmp_path):
         val_evaluator=[dict(type='M'), dict(type='N', ann_file='none.json')],
     )
     concat = 'train_dataloader.dataset.dataset.datasets'
-    assert missing_keys(checks, cfg) == [
+    assert missing_keys(cfg) == [
         f'{concat}.0.ann_file',
         f'{concat}.1.ann_file',
         'val_dataloader.dataset.data_prefix.img',
@@ -112,7 +113,6 @@ def test_every_dataset_and_evaluator_is_looked_at(monkeypatch, tmp_path):
 def test_data_that_may_be_elsewhere_are_not_refused(dataset, monkeypatch):
     from mmengine.config import Config
 
-    checks = load_tool('checks', monkeypatch)
     cfg = Config(dict(test_dataloader=dict(dataset=dataset), test_cfg={}))
     checks.check_data(cfg, ['test'])
 
@@ -138,7 +138,6 @@ def test_annotation_that_names_a_missing_image(toy):
 def test_longest_folder_explains_a_missing_file(monkeypatch):
     from mmengine.config import Config
 
-    checks = load_tool('checks', monkeypatch)
     prefix = dict(img_path='img/val', seg_map_path='ann/val')
     dataset = dict(type='A', data_root='data', data_prefix=prefix)
     cfg = Config(dict(val_dataloader=dict(dataset=dataset), val_cfg={}))
@@ -160,7 +159,6 @@ def test_longest_folder_explains_a_missing_file(monkeypatch):
     ],
 )
 def test_misspelt_key_is_refused(key, meant, monkeypatch):
-    checks = load_tool('checks', monkeypatch)
     with pytest.raises(ValueError, match=f"{key!r}.*did you mean '{meant}'"):
         checks.check_keys([key])
 
@@ -197,7 +195,6 @@ def assigned_names(nodes):
 
 
 def test_no_config_of_the_hosts_or_ours_has_a_misspelt_key(monkeypatch):
-    checks = load_tool('checks', monkeypatch)
     names = {}
     for file in config_files():
         for name in assigned_names(ast.parse(file.read_text()).body):
@@ -221,7 +218,6 @@ def test_override_of_a_variable_names_where_it_went(refusal):
 def test_override_of_a_string_is_found_in_longer_ones(monkeypatch):
     from mmengine.config import Config
 
-    checks = load_tool('checks', monkeypatch)
     dataset = dict(data_root='data/x/')
     cfg = Config(
         dict(
@@ -252,7 +248,6 @@ def test_mixed_precision_without_a_gpu(refusal, monkeypatch):
 def test_pretrained_weights_that_are_not_there(monkeypatch):
     from mmengine.config import Config
 
-    weights = load_tool('weights', monkeypatch)
     cfg = Config.fromfile(
         CONFIGS / 'mmdet/mask-rcnn_evmamba-tiny_fpn_8xb2-amp-1x_coco.py'
     )
@@ -263,7 +258,8 @@ def test_pretrained_weights_that_are_not_there(monkeypatch):
         str(error.value),
         "model.backbone.init_cfg.checkpoint is 'nowhere/tiny.pth'",
         ', from https://huggingface.co/TerryPei/EfficientVMamba-Tiny:',
-        'tools/convert_checkpoint.py RELEASED nowhere/tiny.pth --arch tiny',
+        'tools/model_converters/convert_checkpoint.py RELEASED '
+        'nowhere/tiny.pth --arch tiny',
         '--cfg-options model.backbone.init_cfg.checkpoint=FILE',
         '--cfg-options model.backbone.init_cfg=None '
         'model.backbone.norm_eval=False',
@@ -271,8 +267,7 @@ def test_pretrained_weights_that_are_not_there(monkeypatch):
 
 
 def test_pages_of_the_weights_are_those_of_the_catalogue(monkeypatch):
-    weights = load_tool('weights', monkeypatch)
-    catalogue = CONFIGS.parent / 'results' / 'released_weights.csv'
+    catalogue = TOOLS / 'paper/results/released_weights.csv'
     for page in weights.RELEASED.values():
         assert f',{page},' in catalogue.read_text()
 
@@ -298,7 +293,6 @@ def small_weights(tmp_path):
 def test_weights_of_another_arch_are_named(key, small_weights, monkeypatch):
     from evmamba_mm import EfficientVMamba
 
-    weights = load_tool('weights', monkeypatch)
     detector = SimpleNamespace(backbone=EfficientVMamba('atto'))
     wrapped = SimpleNamespace(module=detector)
     with pytest.raises(ValueError) as error:
@@ -317,7 +311,6 @@ def test_weights_without_their_prefix_are_told_apart(
 ):
     from evmamba_mm import EfficientVMamba
 
-    weights = load_tool('weights', monkeypatch)
     model = SimpleNamespace(backbone=EfficientVMamba('small'))
     runner = SimpleNamespace(model=model)
     weights.check_backbone(runner, 'load_from', small_weights)
@@ -330,7 +323,6 @@ def test_weights_without_their_prefix_are_told_apart(
 def test_starting_weights_of_a_config(monkeypatch, tmp_path):
     from mmengine.config import Config
 
-    weights = load_tool('weights', monkeypatch)
     pretrained = dict(type='Pretrained', checkpoint='a.pth', prefix='p.')
     backbone = dict(type='EfficientVMamba', init_cfg=[pretrained])
     cfg = Config(dict(model=dict(backbone=backbone), work_dir=str(tmp_path)))
@@ -375,7 +367,6 @@ def test_settings_of_several_machines(settings, message, tmp_path):
 
 
 def test_more_processes_than_gpus(monkeypatch):
-    launch = load_tool('launch', monkeypatch)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setenv('LOCAL_RANK', '2')
     with pytest.raises(ValueError, match='torch sees 2 .*GPUS=2 at most'):

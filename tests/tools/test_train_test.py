@@ -52,10 +52,10 @@ def trained(toy):
 
 
 def load_tool(name, monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    spec = importlib.util.spec_from_file_location(
-        f'tool_{name}', TOOLS / f'{name}.py'
-    )
+    path = TOOLS / f'{name}.py'
+    # A script finds what lies beside it.
+    monkeypatch.syspath_prepend(path.parent)
+    spec = importlib.util.spec_from_file_location(f'tool_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,0 +1,312 @@
+"""The three hosts' inferencers, asked the same questions.
+
+The inferencers prepare images, predict and draw. Their own loop is not used:
+it stops at the first broken image, keeps every picture in memory, and takes a
+BGR frame for RGB when it draws.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+from mmengine.config import Config
+
+HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
+DEFAULT_SCORE_THR = 0.3
+SEGMENT_OPACITY = 0.6
+# Letters on a smaller image cannot be read.
+LEAST_LABELLED_SIDE = 256
+# Said by an inferencer that is given no checkpoint; ours is loaded later.
+HARMLESS = (
+    'Checkpoint is not loaded',
+    'weights is None',
+    'Unable to find pre-defined checkpoint',
+    '.*Visualizer.* backend is not initialized',
+)
+
+
+def build_predictor(cfg: Config, device: str) -> 'Predictor':
+    """Build the inferencer of the config's host, without weights.
+
+    Raises:
+        ValueError: If the config is of no known host, or lacks a key.
+    """
+    host = cfg.get('default_scope')
+    if host not in HOSTS:
+        raise ValueError(
+            f'default_scope of the config is {host!r}; legal are '
+            f'{", ".join(HOSTS)}'
+        )
+    for key in ('model', 'test_dataloader'):
+        if cfg.get(key) is None:
+            raise ValueError(f'the config has no {key}')
+    from mmengine.registry import init_default_scope
+
+    # mmpretrain's inferencer, alone of the three, leaves it to the caller.
+    init_default_scope(host)
+    kinds = dict(mmpretrain=Classifier, mmdet=Detector, mmseg=Segmenter)
+    with warnings.catch_warnings():
+        for message in HARMLESS:
+            warnings.filterwarnings('ignore', message=message)
+        return kinds[host](cfg, device)
+
+
+class Predictor:
+    """What the hosts' inferencers have in common."""
+
+    task = None
+
+    def __init__(self, inferencer, datasets):
+        self.inferencer = inferencer
+        self.datasets = datasets
+        self.meta = None
+
+    @property
+    def model(self):
+        """The toolbox's model."""
+        return self.inferencer.model
+
+    def use_meta(self, meta):
+        """Take the names and colours of the classes."""
+        self.meta = meta
+        self.model.dataset_meta = dict(
+            classes=meta.classes, palette=meta.palette
+        )
+
+    def prepare(self, image):
+        """Takes a path or a BGR array through the test pipeline."""
+        (batch,) = self.inferencer.preprocess([image], batch_size=1)
+        return self.unpack(batch)
+
+    @staticmethod
+    def unpack(batch):
+        """Return the image and the data sample of a batch of one."""
+        return batch['inputs'][0], batch['data_samples'][0]
+
+    def predict(self, prepared):
+        """Predicts a batch of images that were prepared to the same size."""
+        inputs, samples = zip(*prepared, strict=True)
+        batch = dict(inputs=list(inputs), data_samples=list(samples))
+        return self.inferencer.forward(batch)
+
+    def draw(self, image, sample):
+        """Draws a prediction on an RGB image; returns RGB."""
+        raise NotImplementedError
+
+    def describe(self, sample):
+        """The prediction as a dict for JSON."""
+        raise NotImplementedError
+
+
+class Classifier(Predictor):
+    """mmpretrain: one label an image."""
+
+    task = 'classification'
+
+    def __init__(self, cfg, device):
+        from mmpretrain import ImageClassificationInferencer
+        from mmpretrain.registry import DATASETS
+        from mmpretrain.visualization import UniversalVisualizer
+
+        super().__init__(
+            ImageClassificationInferencer(
+                cfg, pretrained=False, device=device
+            ),
+            DATASETS,
+        )
+        # Its visualize() hands out no picture, only files.
+        self.visualizer = UniversalVisualizer()
+
+    def use_meta(self, meta):
+        """Take the names of the classes."""
+        super().use_meta(meta)
+        self.inferencer.classes = meta.classes
+
+    def draw(self, image, sample):
+        """Write label and score on an RGB image; small ones are enlarged."""
+        small = min(image.shape[:2]) < LEAST_LABELLED_SIDE
+        return self.visualizer.visualize_cls(
+            image,
+            sample,
+            classes=self.meta.classes,
+            draw_gt=False,
+            resize=LEAST_LABELLED_SIDE if small else None,
+        )
+
+    def describe(self, sample):
+        """Return the label, its name and all scores."""
+        (result,) = self.inferencer.postprocess([sample], None)
+        return dict(
+            label=result['pred_label'],
+            class_name=result['pred_class'],
+            score=result['pred_score'],
+            scores=result['pred_scores'].tolist(),
+        )
+
+
+class Detector(Predictor):
+    """mmdet: boxes, and masks where the model predicts them."""
+
+    task = 'detection'
+    score_thr = DEFAULT_SCORE_THR
+
+    def __init__(self, cfg, device):
+        from mmdet.apis import DetInferencer
+        from mmdet.registry import DATASETS
+
+        cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))
+        cfg.visualizer.vis_backends = None
+        # Without a palette it would build the data set to find one.
+        inferencer = DetInferencer(
+            cfg, device=device, palette='random', show_progress=False
+        )
+        super().__init__(inferencer, DATASETS)
+
+    def use_meta(self, meta):
+        """Take the names and colours of the classes."""
+        super().use_meta(meta)
+        self.inferencer.visualizer.dataset_meta = self.model.dataset_meta
+
+    @staticmethod
+    def unpack(batch):
+        """Return the image and the data sample of a batch of one."""
+        _, data = batch
+        return data['inputs'][0], data['data_samples'][0]
+
+    def predict(self, prepared):
+        """Predict, and keep what scores more than `score_thr`."""
+        samples = super().predict(prepared)
+        for sample in samples:
+            if 'pred_instances' in sample:
+                found = sample.pred_instances
+                kept = found.scores > self.score_thr
+                sample.pred_instances = found[kept]
+        return samples
+
+    def draw(self, image, sample):
+        """Draw boxes and masks on an RGB image."""
+        (picture,) = self.inferencer.visualize(
+            [image], [sample], return_vis=True, pred_score_thr=self.score_thr
+        )
+        return picture
+
+    def describe(self, sample):
+        """Return label, name, score, box and mask of each instance.
+
+        Raises:
+            ValueError: If the model predicts no instances.
+        """
+        if 'pred_instances' not in sample:
+            raise ValueError(
+                '--json writes instances, and this model predicts '
+                f'{", ".join(sample.keys())}'
+            )
+        result = self.inferencer.pred2dict(sample)
+        instances = []
+        for index, label in enumerate(result['labels']):
+            instance = dict(
+                label=label,
+                class_name=self.meta.classes[label],
+                score=result['scores'][index],
+                bbox=result['bboxes'][index],
+            )
+            if 'masks' in result:
+                instance['mask'] = result['masks'][index]
+            instances.append(instance)
+        return dict(instances=instances)
+
+
+class Segmenter(Predictor):
+    """mmseg: a class for each pixel."""
+
+    task = 'segmentation'
+    with_labels = True
+
+    def __init__(self, cfg, device):
+        from mmseg.apis import MMSegInferencer
+        from mmseg.registry import DATASETS
+
+        cfg.setdefault('visualizer', dict(type='SegLocalVisualizer'))
+        cfg.visualizer.vis_backends = None
+        super().__init__(MMSegInferencer(cfg, device=device), DATASETS)
+
+    def draw(self, image, sample):
+        """Draw the classes on an RGB image."""
+        (picture,) = self.inferencer.visualize(
+            [image],
+            [sample],
+            return_vis=True,
+            opacity=SEGMENT_OPACITY,
+            with_labels=self.with_labels,
+        )
+        return picture
+
+    def describe(self, sample):
+        """Return label, name, pixels and mask of each class that is there."""
+        import numpy as np
+        from pycocotools import mask as coco_mask
+
+        labels = sample.pred_sem_seg.data[0].cpu().numpy()
+        segments = []
+        for label in np.unique(labels).tolist():
+            mask = np.asfortranarray(labels == label, dtype=np.uint8)
+            encoded = coco_mask.encode(mask)
+            encoded['counts'] = encoded['counts'].decode()
+            segments.append(
+                dict(
+                    label=label,
+                    class_name=self.meta.classes[label],
+                    pixels=int(mask.sum()),
+                    mask=encoded,
+                )
+            )
+        return dict(segments=segments)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an input: a prediction, or the error it led to."""
+
+    key: object
+    image: object
+    sample: object = None
+    error: Exception | None = None
+
+
+def predictions(items, predictor, batch_size):
+    """Yields the outcome of each (key, RGB image, model input).
+
+    A batch holds neighbours that are of one size after the test pipeline:
+    padding would change what a network with a global scan sees, and with it
+    the result. An input that cannot be predicted does not stop the others.
+    """
+    pending = []
+    for key, image, model_input in items:
+        try:
+            prepared = predictor.prepare(model_input)
+        except Exception as error:
+            yield Outcome(key, image, error=error)
+            continue
+        shape = prepared[0].shape
+        if pending and (
+            len(pending) == batch_size or pending[-1][2][0].shape != shape
+        ):
+            yield from flush(pending, predictor)
+            pending = []
+        pending.append((key, image, prepared))
+    if pending:
+        yield from flush(pending, predictor)
+
+
+def flush(pending, predictor):
+    """Predicts a batch, and one by one what fails as a batch."""
+    try:
+        samples = predictor.predict([prepared for *_, prepared in pending])
+    except Exception as error:
+        if len(pending) == 1:
+            yield Outcome(*pending[0][:2], error=error)
+        else:
+            for item in pending:
+                yield from flush([item], predictor)
+        return
+    for (key, image, _), sample in zip(pending, samples, strict=True):
+        yield Outcome(key, image, sample)

@@ -1,0 +1,189 @@
+"""Takes each source from reading to writing, past the broken ones."""
+
+import contextlib
+import json
+import sys
+import traceback
+
+import mmcv
+from rich.console import Console
+from rich.progress import Progress
+
+from .media import (
+    FALLBACK_FPS,
+    BrokenInputError,
+    VideoWriter,
+    open_video,
+    read_image,
+    write_image,
+)
+from .predictors import predictions
+
+# Their message is enough; any other error also shows where it came from.
+PLAIN_ERRORS = (BrokenInputError, ValueError)
+
+
+class Run:
+    """Draws and writes; counts what was written and what was reported."""
+
+    def __init__(self, predictor, batch_size, write_json):
+        self.predictor = predictor
+        self.batch_size = batch_size
+        self.write_json = write_json
+        self.written = 0
+        self.reported = 0
+        self.traceback_shown = False
+
+    def process(self, sources):
+        """Process images first, then videos."""
+        images = [source for source in sources if not source.is_video]
+        if images:
+            self.process_images(images)
+        for source in sources:
+            if source.is_video:
+                self.process_video(source)
+
+    def report(self, path, error, what='skipped'):
+        """Say on standard error why an input was skipped, and count it."""
+        self.reported += 1
+        if isinstance(error, PLAIN_ERRORS):
+            reason = str(error)
+        else:
+            reason = f'{type(error).__name__}: {error}'
+            if not self.traceback_shown:
+                traceback.print_exception(error)
+                self.traceback_shown = True
+        print(f'{what} {path}: {reason}', file=sys.stderr, flush=True)
+
+    def outcomes(self, items):
+        """Yield the outcome of each item."""
+        return predictions(items, self.predictor, self.batch_size)
+
+    def process_images(self, sources):
+        """Write the picture of each image that can be read."""
+        with progress('images', len(sources)) as count:
+            for outcome in self.outcomes(self.readable(count(sources))):
+                source, error = outcome.key, outcome.error
+                if error is None:
+                    error = self.write_picture(outcome)
+                if error is None:
+                    self.written += 1
+                else:
+                    self.report(source.path, error)
+
+    def readable(self, sources):
+        """Yield (source, RGB image, model input) of what can be read."""
+        for source in sources:
+            try:
+                image = read_image(source.path)
+            except BrokenInputError as error:
+                self.report(source.path, error)
+                continue
+            # The path, so that the config's own pipeline reads the image.
+            yield source, image, str(source.path)
+
+    def write_picture(self, outcome):
+        """Writes picture and JSON; returns the error if it cannot."""
+        source = outcome.key
+        try:
+            picture = self.predictor.draw(outcome.image, outcome.sample)
+            write_image(picture, source.target)
+            if self.write_json:
+                origin = dict(image=source.path.as_posix())
+                text = json.dumps(self.record(outcome, origin), indent=2)
+                source.json_path.write_text(text + '\n')
+        except Exception as error:
+            return error
+        return None
+
+    def record(self, outcome, origin):
+        """Return a prediction as a dict, with where it is from."""
+        height, width = outcome.image.shape[:2]
+        size = dict(task=self.predictor.task, width=width, height=height)
+        return origin | size | self.predictor.describe(outcome.sample)
+
+    def process_video(self, source):
+        """Write a video of the frames that can be read."""
+        try:
+            reader = open_video(source.path)
+        except BrokenInputError as error:
+            self.report(source.path, error)
+            return
+        announced = max(reader.frame_cnt, 0)
+        writer = VideoWriter(
+            source.target, frame_rate(reader, source), source.json_path
+        )
+        with contextlib.closing(writer):
+            frames, error = self.write_frames(
+                source, reader, writer, announced or None
+            )
+        if frames == 0:
+            unread = BrokenInputError('no frame of it can be read')
+            self.report(source.path, error or unread)
+            return
+        self.written += 1
+        if error is not None or frames < announced:
+            self.report(
+                source.path,
+                error or BrokenInputError('the others cannot be read'),
+                f'{frames} of {announced or "?"} frames written of',
+            )
+
+    def write_frames(self, source, reader, writer, announced):
+        """Returns how many frames are written, and the error at the next."""
+        frames = 0
+        with progress(source.path.name, announced) as count:
+            for outcome in self.outcomes(as_items(count(reader))):
+                error = outcome.error
+                if error is None:
+                    error = self.write_frame(outcome, source, writer)
+                if error is not None:
+                    return frames, error
+                frames += 1
+        return frames, None
+
+    def write_frame(self, outcome, source, writer):
+        """Write a frame; return the error if it cannot."""
+        try:
+            writer.write(self.predictor.draw(outcome.image, outcome.sample))
+            if self.write_json:
+                origin = dict(video=source.path.as_posix(), frame=outcome.key)
+                writer.write_line(json.dumps(self.record(outcome, origin)))
+        except Exception as error:
+            return error
+        return None
+
+
+@contextlib.contextmanager
+def progress(description, total):
+    """A bar on standard error; gives a function that counts a sequence.
+
+    rich's own track() keeps a thread waiting, and with it the process, when
+    the loop around it ends by an error.
+    """
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total)
+
+        def count(items):
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield count
+
+
+def frame_rate(reader, source):
+    """Return the frames a second of a video, or FALLBACK_FPS."""
+    if reader.fps > 0:
+        return reader.fps
+    print(
+        f'{source.path}: it has no frame rate, {FALLBACK_FPS} is taken',
+        file=sys.stderr,
+    )
+    return FALLBACK_FPS
+
+
+def as_items(frames):
+    """Yield (number, RGB image, model input) of each BGR frame."""
+    for number, frame in enumerate(frames):
+        yield number, mmcv.bgr2rgb(frame), frame

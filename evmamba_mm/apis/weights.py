@@ -1,0 +1,224 @@
+"""The weights of a model, and the names and colours of its classes."""
+
+import colorsys
+import contextlib
+import logging
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.fileio import list_from_file
+from mmengine.logging import MMLogger
+from mmengine.runner.checkpoint import load_checkpoint
+from torch import nn
+
+# Where the hosts' models keep the part that knows the number of classes.
+HEADS = (
+    'roi_head.bbox_head',
+    'bbox_head',
+    'decode_head',
+    'panoptic_head',
+    'head',
+)
+GOLDEN_RATIO = 0.618034
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Names and RGB colours of the classes, in the order of the labels."""
+
+    classes: tuple[str, ...]
+    palette: list[tuple[int, int, int]]
+
+
+def load_weights(
+    model: nn.Module, cfg: Config, checkpoint: str | None
+) -> dict:
+    """Load the checkpoint, or what the config names; returns its meta.
+
+    Every weight of the model must be in the file and the other way round: a
+    model with a part left at random would still draw something.
+    """
+    origin = 'CHECKPOINT'
+    if checkpoint is None and cfg.get('load_from'):
+        checkpoint, origin = cfg.load_from, 'load_from of the config,'
+        say(f'no CHECKPOINT given: load_from of the config, {checkpoint}')
+    if checkpoint is None:
+        initialise(model, cfg)
+        return {}
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise ValueError(f'{origin} {checkpoint!r}: there is no such file')
+    try:
+        loaded = load_checkpoint(
+            model, checkpoint, map_location='cpu', strict=True
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f'{origin} {checkpoint!r} was refused: it is no plain checkpoint, '
+            f'and loading it could run code. {first_line(error)}'
+        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError) as error:
+        raise ValueError(
+            f'{origin} {checkpoint!r} cannot be loaded into the model of the '
+            f'config: {shortened(error)}'
+        ) from error
+    return loaded.get('meta', {})
+
+
+def say(text):
+    """Print on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def first_line(error):
+    """Return the first line of an error's message."""
+    return str(error).partition('\n')[0]
+
+
+def shortened(error):
+    """The lines of an error, each cut where it lists key after key."""
+    lines = (line.strip() for line in str(error).splitlines())
+    kept = [line[:200] + ' ...' * (len(line) > 200) for line in lines if line]
+    return '\n  '.join(kept[:8] or [type(error).__name__])
+
+
+def initialise(model, cfg):
+    """Loads what the config's init_cfg name and says what stays random."""
+    trained = dict(pretrained_parts(cfg.model, 'model'))
+    listed = ', '.join(f'{k} ({v})' for k, v in trained.items())
+    if trained:
+        try:
+            with quiet_log():
+                model.init_weights()
+        except OSError as error:
+            raise ValueError(
+                f'no CHECKPOINT given, and the init_cfg of {listed} cannot '
+                f'be loaded: {error}'
+            ) from error
+    if 'model' in trained:
+        say(f'no CHECKPOINT given: model.init_cfg loads {trained["model"]}')
+    elif trained:
+        say(
+            f'WARNING: NO CHECKPOINT GIVEN. Only {listed} has trained '
+            f'weights; all others are RANDOM, and so are the predictions.'
+        )
+    else:
+        say(
+            'WARNING: NO CHECKPOINT GIVEN, and the config names none in '
+            'load_from or init_cfg. All weights are RANDOM, and so are the '
+            'predictions.'
+        )
+
+
+@contextlib.contextmanager
+def quiet_log():
+    """Holds back the several lines that mmengine logs for each weight."""
+    log = MMLogger.get_current_instance()
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def pretrained_parts(node, place):
+    """Yields (place, file) of each initialisation from a file."""
+    if isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from pretrained_parts(child, f'{place}[{index}]')
+    elif isinstance(node, dict):
+        init = node.get('init_cfg')
+        for item in init if isinstance(init, list) else [init]:
+            if item and item.get('type') == 'Pretrained':
+                yield place, item['checkpoint']
+        for key, child in node.items():
+            if key != 'init_cfg':
+                yield from pretrained_parts(child, f'{place}.{key}')
+
+
+def find_meta(model, checkpoint_meta, cfg, datasets, distinct):
+    """Finds the names and colours of the classes that the model predicts.
+
+    The checkpoint knows what it was trained on and comes first, then the
+    config. A list of another length than the model's is of another data set.
+    """
+    wanted = count_classes(model)
+    for origin in ('checkpoint', 'config'):
+        if origin == 'checkpoint':
+            meta = meta_of_checkpoint(checkpoint_meta)
+        else:
+            meta = meta_of_config(cfg, datasets)
+        classes = meta.get('classes')
+        if not classes:
+            continue
+        if wanted not in (None, len(classes)):
+            say(
+                f'WARNING: the {origin} names {len(classes)} classes, and '
+                f'the model has {wanted}: these names are not used'
+            )
+            continue
+        palette = None if distinct else meta.get('palette')
+        return Meta(tuple(classes), colours(palette, len(classes)))
+    if wanted is None:
+        raise ValueError(
+            'neither the checkpoint nor the config names the classes; give '
+            'them by --cfg-options '
+            'test_dataloader.dataset.metainfo.classes="[a, b]"'
+        )
+    say(
+        f'WARNING: neither the checkpoint nor the config names the {wanted} '
+        f'classes: they are called "class 0", "class 1", ...'
+    )
+    names = tuple(f'class {label}' for label in range(wanted))
+    return Meta(names, colours(None, wanted))
+
+
+def count_classes(model):
+    """Return the number of classes that a model predicts, or None."""
+    for place in HEADS:
+        part = model
+        for name in place.split('.'):
+            part = getattr(part, name, None)
+        # A cascade has a head for each stage; the last one predicts.
+        if hasattr(part, '__getitem__'):
+            part = part[-1]
+        if getattr(part, 'num_classes', None) is not None:
+            return part.num_classes
+    return None
+
+
+def meta_of_checkpoint(meta):
+    """Return the data set's meta of a checkpoint, its keys in lower case."""
+    # The hosts' releases before 2023 wrote CLASSES and PALETTE.
+    stored = meta.get('dataset_meta') or meta
+    return {key.lower(): value for key, value in stored.items()}
+
+
+def meta_of_config(cfg, datasets):
+    """Return the meta of a config's test data set."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'datasets' in dataset:
+        dataset = dataset.datasets[0]
+    kind = dataset.type
+    kind = datasets.get(kind) if isinstance(kind, str) else kind
+    meta = dict(getattr(kind, 'METAINFO', {}))
+    meta.update(dataset.get('metainfo') or {})
+    if dataset.get('classes'):
+        meta['classes'] = dataset.classes
+    if isinstance(meta.get('classes'), str):
+        meta['classes'] = list_from_file(meta['classes'])
+    return meta
+
+
+def colours(palette, count):
+    """The first `count` colours of a palette, or hues that lie far apart."""
+    if isinstance(palette, (list, tuple)) and len(palette) >= count:
+        return [tuple(int(v) for v in colour) for colour in palette[:count]]
+    hues = (index * GOLDEN_RATIO % 1 for index in range(count))
+    rgb = (colorsys.hsv_to_rgb(hue, 0.8, 0.95) for hue in hues)
+    return [tuple(round(255 * value) for value in colour) for colour in rgb]

@@ -1,0 +1,140 @@
+"""Rows of measurements, in a CSV file and as a Markdown table."""
+
+import csv
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+KEY = ('model', 'mode', 'phase', 'batch', 'size', 'dtype', 'device')
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement; its fields are the columns of the file.
+
+    `size` is the side of a square image, HEIGHTxWIDTH, or for a scan the
+    lengths GxDxLxN. `ms` is the median time of one run of the batch.
+    `peak_gib` is empty where the device does not count memory.
+    """
+
+    model: str
+    mode: str
+    phase: str
+    batch: int
+    size: str
+    dtype: str
+    images_per_s: float
+    ms: float
+    peak_gib: float | None
+    device: str
+    torch: str
+    command: str
+
+    def texts(self):
+        """Return the cells of the file, by column."""
+        values = asdict(self)
+        values['images_per_s'] = f'{self.images_per_s:.5g}'
+        values['ms'] = f'{self.ms:.4g}'
+        peak = self.peak_gib
+        values['peak_gib'] = '' if peak is None else f'{peak:.3f}'
+        return {name: str(value) for name, value in values.items()}
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def key_of(row):
+    """Return what tells measurements apart."""
+    return tuple(row[name] for name in KEY)
+
+
+def read(path: str | Path) -> list[dict[str, str]]:
+    """Reads the rows of a file as dicts of strings.
+
+    Raises:
+        ValueError: If the file or one of its columns is missing.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'there is no file {str(path)!r}')
+    with open(path, newline='', encoding='utf-8') as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(
+                f'{str(path)!r} must have the columns {",".join(COLUMNS)}, '
+                f'it has {",".join(reader.fieldnames or ()) or "none"}'
+            )
+        rows = list(reader)
+    for line, row in enumerate(rows, 2):
+        for column in ('images_per_s', 'ms'):
+            check_positive(row[column], f'{str(path)!r} line {line}, {column}')
+    return rows
+
+
+def check_positive(cell, where):
+    """Refuses what is no number, or no finite one above 0."""
+    try:
+        good = 0 < float(cell) < float('inf')
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f'{where}: {cell!r} must be a number above 0')
+
+
+def store(path: str | Path, row: Row) -> None:
+    """Adds a row to a file, in place of an older one of the same key."""
+    path = Path(path)
+    stored = read(path) if path.is_file() else []
+    new = row.texts()
+    keys = [key_of(old) for old in stored]
+    if key_of(new) in keys:
+        stored[keys.index(key_of(new))] = new
+    else:
+        stored.append(new)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(stored)
+
+
+def markdown(rows: list[dict[str, str]], unit: str) -> str:
+    """A line for each model, batch, size and dtype, a column for each mode.
+
+    Args:
+        rows: What :func:`read` gives.
+        unit: Column to print, 'images_per_s' or 'ms'. Peak memory, where it
+            is known, is that of the phase that needs most.
+
+    Raises:
+        ValueError: If the rows are of several devices.
+    """
+    devices = sorted({row['device'] for row in rows})
+    if len(devices) > 1:
+        raise ValueError(
+            f'one table shows one device, the rows are of {devices}'
+        )
+    columns = list(dict.fromkeys((r['phase'], r['mode']) for r in rows))
+    lines = {}
+    for row in rows:
+        name = tuple(row[k] for k in ('model', 'batch', 'size', 'dtype'))
+        lines.setdefault(name, {})[row['phase'], row['mode']] = row
+    head = ['model', 'batch', 'size', 'dtype']
+    head += [f'{phase}, {mode}' for phase, mode in columns] + ['peak, GiB']
+    table = [head, ['---'] * 4 + ['---:'] * (len(columns) + 1)]
+    for name, cells in lines.items():
+        peaks = [float(c['peak_gib']) for c in cells.values() if c['peak_gib']]
+        table.append(
+            [
+                *name,
+                *(shown(cells.get(column), unit) for column in columns),
+                f'{max(peaks):.1f}' if peaks else '',
+            ]
+        )
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in table)
+
+
+def shown(row, unit):
+    """Return a cell of the Markdown table."""
+    if row is None:
+        return ''
+    value = float(row[unit])
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'

@@ -1,0 +1,109 @@
+"""How long a function takes, and how much memory."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+WARM_UP = 5
+# Calls with other inputs than the first, before anything is timed.
+OTHERS = 4
+# A repeat lasts about this long, so that starting a clock costs nothing.
+REPEAT_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Median milliseconds of a call, and GiB at the most, if counted."""
+
+    ms: float
+    peak_gib: float | None
+
+
+def device_name(device):
+    """Return the name of a device, as the rows have it."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+
+
+def synchronize(device):
+    """Wait until a device has done its work."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+class Clock:
+    """Time between two points of the work that a device is given."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def mark(self):
+        """Return a point of the work."""
+        if self.device.type != 'cuda':
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def ms(self, first, last):
+        """Return the milliseconds between two points."""
+        if self.device.type != 'cuda':
+            return (last - first) * 1e3
+        last.synchronize()
+        return first.elapsed_time(last)
+
+
+def measure(
+    function: Callable[[int], object], device: torch.device, repeats: int
+) -> Measured:
+    """Call a function until its time is known.
+
+    It is called a few times first, by one number: that is when memory is
+    counted. A repeat is a run of calls between two marks, with the device at
+    rest before and after.
+
+    Args:
+        function: Takes the number of the call, to choose an input by.
+        device: Where it works.
+        repeats: Runs that the median is taken of.
+    """
+    clock = Clock(device)
+    for _ in range(WARM_UP):
+        function(0)
+    synchronize(device)
+    peak = peak_gib(device)
+    for call in range(OTHERS):
+        function(call)
+    synchronize(device)
+    start = time.perf_counter()
+    function(0)
+    synchronize(device)
+    once = max(time.perf_counter() - start, 1e-6)
+    calls = max(1, round(REPEAT_SECONDS / once))
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        first = clock.mark()
+        for call in range(calls):
+            function(call)
+        last = clock.mark()
+        times.append(clock.ms(first, last) / calls)
+    return Measured(statistics.median(times), peak)
+
+
+def forget_peak(device):
+    """Counts memory anew. A CUDA graph takes its own when it is captured."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device):
+    """Return the most GiB in use since :func:`forget_peak`, or None."""
+    if device.type != 'cuda':
+        return None
+    return torch.cuda.max_memory_allocated(device) / 2**30

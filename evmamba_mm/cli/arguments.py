@@ -1,0 +1,72 @@
+"""Checks of the arguments that several tools take alike."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def config_root() -> Path:
+    """Return the folder of the configs: of the wheel, or of the checkout."""
+    shipped = _PACKAGE / '.mim' / 'configs'
+    return shipped if shipped.is_dir() else _PACKAGE.parent / 'configs'
+
+
+def existing_config(path: str) -> str:
+    """Return the path of a config file.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is no such file; the message
+            names the configs whose names are near.
+    """
+    if Path(path).is_file():
+        return path
+    near = near_configs(path)
+    hint = f'; did you mean {" or ".join(near)}?' if near else ''
+    raise argparse.ArgumentTypeError(f'there is no file {path!r}{hint}')
+
+
+def near_configs(path: str) -> list[str]:
+    """Find up to three configs whose file name resembles that of `path`."""
+    wanted = Path(path)
+    known = [
+        file
+        for folder in (config_root(), wanted.parent)
+        for file in sorted(folder.rglob('*.py'))
+        if '_base_' not in file.parts
+    ]
+    names = {file.stem: os.path.relpath(file) for file in known}
+    stems = difflib.get_close_matches(wanted.stem, names, n=3, cutoff=0.5)
+    return [names[stem] for stem in stems]
+
+
+def check_arguments(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    config: str = 'config',
+) -> None:
+    """Exit as `parser` does if `args.config` or `args.cfg_options` is bad.
+
+    Args:
+        parser: The parser that read them.
+        args: What it read.
+        config: Name of the argument for the config in messages.
+    """
+    try:
+        existing_config(args.config)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f'argument {config}: {error}')
+    check_options(parser, args.cfg_options)
+
+
+def check_options(
+    parser: argparse.ArgumentParser, pairs: Sequence[str]
+) -> None:
+    """Exit as `parser` does if one of `pairs` is not KEY=VALUE."""
+    for pair in pairs:
+        key, equals, _ = pair.partition('=')
+        if not (key and equals):
+            parser.error(f'argument --cfg-options: {pair!r} is not KEY=VALUE')

@@ -1,0 +1,273 @@
+"""Users' mistakes, told with the key that sets what is wrong.
+
+The toolboxes stop at most of these too, but late or with the name of a file
+alone; a misspelt key and a variable that comes too late they take in silence.
+"""
+
+import contextlib
+import difflib
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+# What mmengine and the tools read of a config besides the arguments of the
+# Runner.
+OTHER_KEYS = (
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+)
+# A variable of mmpretrain's own configs, one letter from `model`.
+NO_MISSPELLING = ('models',)
+# These fetch their data by themselves.
+DOWNLOADING = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
+
+
+@contextlib.contextmanager
+def errors_in_a_line():
+    """Exits with a mistake's message.
+
+    Each of several processes says it: torchrun ends all others, said or not,
+    when the first one exits.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f'error: {error}')
+
+
+def known_keys():
+    """Return the top-level keys that something reads."""
+    arguments = inspect.signature(Runner).parameters
+    return {*arguments, *OTHER_KEYS} - {'cfg'}
+
+
+def check_keys(keys):
+    """Refuses a top-level key that is a near miss of one that is read.
+
+    Any other unknown key is taken for a variable of the config's own.
+    """
+    known = known_keys()
+    for key in keys:
+        if key in known or key in NO_MISSPELLING or key.startswith('_'):
+            continue
+        meant = misspelling_of(key, known)
+        if meant:
+            raise ValueError(
+                f'the config has a key {key!r}, which nothing reads; did you '
+                f'mean {meant!r}? A variable of your own needs a name that '
+                'is less like it'
+            )
+
+
+def misspelling_of(key, known):
+    """Return the known key that `key` is a slip of, or None."""
+    for name in known:
+        # `val_evaluator_2` is a variable, and no slip of the finger.
+        if re.fullmatch(rf'{name}(_\w+|\d+)', key):
+            return None
+        if sorted(name) == sorted(key):
+            return name
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
+    return near[0] if near else None
+
+
+def check_overrides(cfg, overrides):
+    """Refuses --cfg-options that change nothing that is read."""
+    known = known_keys()
+    for key in overrides:
+        first = key.partition('.')[0]
+        if first in known:
+            continue
+        if first not in cfg:
+            near = difflib.get_close_matches(first, known, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise ValueError(
+                f'--cfg-options {key}: the config has no {first!r}, and '
+                f'nothing reads it{hint}'
+            )
+        read = {name: cfg[name] for name in cfg if name in known}
+        places = list(places_of(cfg[first], read, ''))
+        more = f' and {len(places) - 6} more' if len(places) > 6 else ''
+        where = f': {", ".join(places[:6])}{more}' if places else ''
+        raise ValueError(
+            f'--cfg-options {key}: {first!r} is a variable of the config '
+            'file, and was used up when the file was read; override the '
+            f'keys that it went into{where}'
+        )
+
+
+def places_of(value, node, path):
+    """Finds where a value stands, or a string stands at the beginning."""
+    if value is None or value == '' or isinstance(value, bool):
+        return
+    if path and type(node) is type(value):
+        begins = isinstance(value, str) and node.startswith(value)
+        if begins or node == value:
+            yield path
+            return
+    for key, child in children(node):
+        yield from places_of(value, child, f'{path}.{key}' if path else key)
+
+
+def children(node):
+    """Return the (key, value) pairs of a dict, list or tuple."""
+    if isinstance(node, dict):
+        return [(str(key), child) for key, child in node.items()]
+    if isinstance(node, list | tuple):
+        return [(str(index), child) for index, child in enumerate(node)]
+    return []
+
+
+def check_precision(cfg):
+    """Refuse mixed precision where only a CPU is.
+
+    Raises:
+        ValueError: It says which override trains in fp32.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise ValueError(
+            'optim_wrapper.type is AmpOptimWrapper, which runs on an '
+            'accelerator only, and there is none; in fp32 it trains with '
+            '--cfg-options optim_wrapper.type=OptimWrapper'
+        )
+
+
+def datasets_of(cfg, split):
+    """Yields (key, dataset) of a split, also of datasets inside others."""
+    loader = cfg.get(f'{split}_dataloader')
+    if loader is None or cfg.get(f'{split}_cfg') is None:
+        return
+    waiting = [(f'{split}_dataloader.dataset', loader.get('dataset'))]
+    while waiting:
+        key, dataset = waiting.pop(0)
+        if not isinstance(dataset, dict):
+            continue
+        yield key, dataset
+        waiting.append((f'{key}.dataset', dataset.get('dataset')))
+        inner = dataset.get('datasets')
+        waiting += [(f'{key}.datasets.{i}', d) for i, d in children(inner)]
+
+
+def prefixes_of(dataset):
+    """Returns the folders in `data_prefix` by the end of their key."""
+    prefix = dataset.get('data_prefix')
+    if isinstance(prefix, dict):
+        return {f'data_prefix.{k}': v for k, v in prefix.items() if v}
+    return {'data_prefix': prefix} if prefix else {}
+
+
+def local_paths(dataset):
+    """Yields (end of the key, path) of what a dataset needs from the start.
+
+    Maps of labels are left out: a test without labels has none.
+    """
+    backend = (dataset.get('backend_args') or {}).get('backend', 'local')
+    kind = str(dataset.get('type')).split('.')[-1]
+    if backend != 'local' or kind in DOWNLOADING:
+        return
+    root = dataset.get('data_root') or ''
+    ends = {
+        key: value
+        for key, value in prefixes_of(dataset).items()
+        if key == 'data_prefix' or key.startswith('data_prefix.img')
+    }
+    if dataset.get('ann_file'):
+        ends['ann_file'] = dataset['ann_file']
+    for key, value in ends.items():
+        if isinstance(value, str):
+            path = os.path.join(root, value)
+            relies_on_root = root and path != value
+            if relies_on_root and not os.path.exists(root):
+                yield 'data_root', root
+            else:
+                yield key, path
+    if root and not ends:
+        yield 'data_root', root
+
+
+def annotations_of(cfg, split):
+    """Yields (key, path) of the annotations that a split's scores need."""
+    evaluators = cfg.get(f'{split}_evaluator')
+    if split == 'train' or cfg.get(f'{split}_cfg') is None:
+        return
+    if isinstance(evaluators, dict):
+        yield f'{split}_evaluator.ann_file', evaluators.get('ann_file')
+        return
+    for index, evaluator in children(evaluators):
+        key = f'{split}_evaluator.{index}.ann_file'
+        yield key, evaluator.get('ann_file')
+
+
+def check_data(cfg, splits):
+    """Refuses a config whose data are not where it says."""
+    needed = {}
+    for split in splits:
+        for where, dataset in datasets_of(cfg, split):
+            paths = local_paths(dataset)
+            needed.update((f'{where}.{end}', path) for end, path in paths)
+        needed.update(annotations_of(cfg, split))
+    missing = {
+        key: path
+        for key, path in needed.items()
+        if path and '://' not in path and not os.path.exists(path)
+    }
+    if missing:
+        lines = [f'  {key}: {path!r}' for key, path in missing.items()]
+        options = ' '.join(f'{key}=PATH' for key in missing)
+        raise FileNotFoundError(
+            f'the config names data that are not there, seen from '
+            f'{os.getcwd()}\n' + '\n'.join(lines) + '\nPut or link them '
+            f'there, or say where they are:\n  --cfg-options {options}'
+        )
+
+
+@contextlib.contextmanager
+def missing_images_explained(cfg, splits):
+    """Adds the key of the folder to the error about one file in it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        found = re.findall(r"No such file or directory: '(.+?)'", str(error))
+        message = found and explain_missing(cfg, splits, found[-1])
+        if not message:
+            raise
+        raise FileNotFoundError(message) from error
+
+
+def explain_missing(cfg, splits, path):
+    """Say which key of the config puts a missing file where it is not."""
+    folders = {}
+    for split in splits:
+        for where, dataset in datasets_of(cfg, split):
+            root = dataset.get('data_root') or ''
+            ends = {'data_root': '', **prefixes_of(dataset)}
+            for key, value in ends.items():
+                folder = os.path.join(root, value)
+                if folder and Path(folder) in Path(path).parents:
+                    folders[f'{where}.{key}'] = (folder, where, dataset)
+    if not folders:
+        return None
+    key = max(folders, key=lambda name: len(folders[name][0]))
+    folder, where, dataset = folders[key]
+    annotations = dataset.get('ann_file')
+    named = f' and {where}.ann_file names it' if annotations else ''
+    return (
+        f'there is no file {path!r}; {key} puts it in {folder!r}{named}. '
+        f'Add the file, take it out of the data set, or name another '
+        f'folder: --cfg-options {key}=FOLDER'
+    )

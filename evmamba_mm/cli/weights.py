@@ -1,0 +1,141 @@
+"""Checkpoints that are not there, or hold another model."""
+
+import functools
+import os
+from pathlib import Path
+
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ..backbones import ARCHS, EfficientVMamba
+from ..backbones.pretrained import check_pretrained
+from .checks import children
+
+# The pages of the released weights, by the backbone's arch.
+RELEASED = {
+    arch: f'https://huggingface.co/TerryPei/EfficientVMamba-{arch.title()}'
+    for arch in ('tiny', 'small', 'base')
+}
+
+
+def check_weight_files(cfg):
+    """Refuses to train from a file that is not there."""
+    load_from = cfg.get('load_from')
+    if is_missing(load_from):
+        raise FileNotFoundError(
+            f'load_from is {load_from!r}, and there is no such file, seen '
+            f'from {os.getcwd()}; name another: --cfg-options load_from=FILE'
+        )
+    for key, init_cfg in pretrained_configs(cfg.get('model'), 'model'):
+        if is_missing(init_cfg.get('checkpoint')):
+            owner = key.rpartition('.init_cfg')[0]
+            raise FileNotFoundError(
+                missing_message(cfg, key, owner, init_cfg['checkpoint'])
+            )
+
+
+def is_missing(path):
+    """Return whether `path` names a local file that is not there."""
+    return bool(path) and '://' not in path and not Path(path).is_file()
+
+
+def pretrained_configs(node, path):
+    """Yields (key, init_cfg) of each that takes weights from a file."""
+    if isinstance(node, dict) and node.get('type') == 'Pretrained':
+        yield path, node
+        return
+    for key, child in children(node):
+        yield from pretrained_configs(child, f'{path}.{key}')
+
+
+def missing_message(cfg, key, owner, checkpoint):
+    """Say what to do about an init_cfg whose checkpoint is not there."""
+    module = cfg
+    for name in owner.split('.'):
+        module = module[int(name) if name.isdecimal() else name]
+    # Without pretrained statistics BatchNorm has to learn its own.
+    learn = f' {owner}.norm_eval=False' if module.get('norm_eval') else ''
+    make = ''
+    if module.get('type') in ('EfficientVMamba', 'VMamba', 'Vim'):
+        arch = module.get('arch', 'tiny')
+        option = f' --arch {arch}' if isinstance(arch, str) else ''
+        page = ''
+        if module.type == 'EfficientVMamba' and option and arch in RELEASED:
+            page = f', from {RELEASED[arch]}'
+        make = (
+            f'\nMake it from a released checkpoint{page}:\n  python '
+            f'tools/model_converters/convert_checkpoint.py RELEASED '
+            f'{checkpoint}{option}'
+        )
+    return (
+        f'{key}.checkpoint is {checkpoint!r}, and there is no such file, '
+        f'seen from {os.getcwd()}{make}\nTo take another:\n  --cfg-options '
+        f'{key}.checkpoint=FILE\nTo start from random weights:\n  '
+        f'--cfg-options {owner}.init_cfg=None{learn}'
+    )
+
+
+def check_backbone(runner, key, checkpoint, prefix='backbone.'):
+    """Refuses a checkpoint of another arch, where the backbone is ours.
+
+    A head may differ: a detector can start from another data set's.
+    """
+    backbone = backbone_of(runner.model)
+    if not isinstance(backbone, EfficientVMamba):
+        return
+    settings = dict(checkpoint=checkpoint, prefix=prefix)
+    try:
+        check_pretrained(backbone, settings)
+    except ValueError as error:
+        stored, built = stored_arch(checkpoint), arch_of(backbone.state_dict())
+        if stored is None or stored == built:
+            raise ValueError(f'{key}: {error}') from error
+        raise ValueError(
+            f'{key}: {checkpoint} holds weights of arch {stored}, and the '
+            f'backbone of the config has arch {built}; take a checkpoint of '
+            f'arch {built} or a config of arch {stored}'
+        ) from error
+
+
+def backbone_of(model):
+    """Finds the backbone inside of the wrappers of a model."""
+    while hasattr(model, 'module'):
+        model = model.module
+    return getattr(model, 'backbone', None)
+
+
+def stored_arch(checkpoint):
+    """Return the arch of the weights in a file, or None."""
+    stored = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+    return arch_of(stored.get('state_dict', stored))
+
+
+def arch_of(state_dict):
+    """Reads the variant off the width of the stem, which is all their own."""
+    stem = 'patch_embed.conv.weight'
+    widths = [len(v) for k, v in state_dict.items() if k.endswith(stem)]
+    names = {arch.channels[0]: name for name, arch in ARCHS.items()}
+    if not widths:
+        return None
+    return repr(names.get(widths[0], f'with a stem of {widths[0]} channels'))
+
+
+def starting_weights(cfg):
+    """Yields (key, checkpoint, prefix) of what the backbone starts from."""
+    last = Path(cfg.work_dir, 'last_checkpoint')
+    if cfg.get('load_from'):
+        yield 'load_from', cfg.load_from, 'backbone.'
+    elif cfg.get('resume') and last.is_file():
+        yield 'resume', last.read_text().strip(), 'backbone.'
+    for key, init_cfg in pretrained_configs(cfg.get('model'), 'model'):
+        if key.startswith('model.backbone.'):
+            yield key, init_cfg['checkpoint'], init_cfg.get('prefix')
+
+
+def load_strictly(runner):
+    """Makes the runner refuse a checkpoint with other keys than the model's.
+
+    A model with weights left at random would still print a score.
+    """
+    runner.load_checkpoint = functools.partial(
+        runner.load_checkpoint, strict=True
+    )

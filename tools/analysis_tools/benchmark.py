@@ -1,0 +1,319 @@
+"""Measures speed and memory: models, the scan, a detector, an iteration.
+
+Rows go into a CSV file, of which `table` makes a Markdown table.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+# Those of evmamba_mm.benchmark, which imports torch; a test compares them.
+MODES = ('eager', 'compiled', 'deployed', 'graph')
+DETECTION_MODES = ('eager', 'graph')
+ITERATION_MODES = ('config', 'eager')
+PHASES = ('inference', 'training')
+DTYPES = ('fp32', 'fp16', 'bf16')
+SCAN_PHASES = ('forward', 'backward')
+SCAN_SHAPES = ((128, 4, 96, 784, 16), (128, 4, 192, 196, 16))
+SIZES = (224, 448, 896, 1792)
+DETECTOR = 'configs/mmdet/mask-rcnn-std_evmamba-tiny_fpn_8xb2-amp-1x_coco.py'
+
+
+def positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
+    return int(text)
+
+
+def numbers(text, count, example):
+    parts = text.split('x')
+    if len(parts) != count or not all(p.isdecimal() for p in parts):
+        raise argparse.ArgumentTypeError(f'{text!r} is not like {example}')
+    return tuple(positive(part) for part in parts)
+
+
+def scan_shape(text):
+    return numbers(text, 5, '128x4x96x784x16 (B, G, D, L, N)')
+
+
+def image_size(text):
+    return numbers(text, 2, '800x1333 (height, width)')
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    tasks = parser.add_subparsers(dest='task', required=True)
+    add_classifiers(tasks)
+    add_scans(tasks)
+    add_detection(tasks)
+    add_iteration(tasks)
+    for task in tasks.choices.values():
+        add_measuring(task)
+    add_table(tasks)
+    return parser.parse_args(argv)
+
+
+def add_measuring(parser):
+    parser.add_argument(
+        '--csv',
+        type=Path,
+        metavar='FILE.csv',
+        help='file to store the rows in; older rows of the same measurement '
+        'are replaced, all others stay',
+    )
+    parser.add_argument(
+        '--device', help='default: cuda where there is one, else cpu'
+    )
+    parser.add_argument(
+        '--repeats',
+        type=positive,
+        default=20,
+        help='runs that a median is taken of (default: 20)',
+    )
+
+
+def add_classifiers(tasks):
+    for task, text, sizes, batch in (
+        ('model', 'throughput of classifiers', [224], 128),
+        ('sizes', 'cost of classifiers over the image size', SIZES, 8),
+    ):
+        parser = tasks.add_parser(task, help=text)
+        parser.add_argument(
+            'models',
+            nargs='+',
+            metavar='MODEL',
+            help='EfficientVMamba:ARCH, timm:NAME, mmpretrain:CONFIG_NAME or '
+            'config:FILE.py',
+        )
+        add_values(parser, '--batch', batch, positive)
+        parser.add_argument(
+            '--size',
+            type=positive,
+            nargs='+',
+            default=list(sizes),
+            help=f'sides of the image (default: {" ".join(map(str, sizes))})',
+        )
+        add_choices(parser, '--dtype', DTYPES, ['bf16'])
+        add_choices(parser, '--mode', MODES, ['eager'])
+        add_choices(parser, '--phase', PHASES, ['inference'])
+
+
+def add_scans(tasks):
+    parser = tasks.add_parser(
+        'op', help='the scan by each backend; refuses if one is wrong'
+    )
+    parser.add_argument(
+        '--shape',
+        type=scan_shape,
+        nargs='+',
+        default=list(SCAN_SHAPES),
+        metavar='BxGxDxLxN',
+        help='batch, groups, channels of a group, length, states (default: '
+        'those of tiny, 128 images of 224x224)',
+    )
+    parser.add_argument(
+        '--scan',
+        nargs='+',
+        metavar='SCAN',
+        help='es2d_scan:BACKEND or selective_scan:BACKEND (default: what the '
+        'device has kernels for, and torch)',
+    )
+    add_choices(parser, '--dtype', DTYPES, ['bf16'])
+    add_choices(parser, '--phase', SCAN_PHASES, list(SCAN_PHASES))
+
+
+def add_detection(tasks):
+    parser = tasks.add_parser(
+        'detection', help="a detector's training step and its backbone's part"
+    )
+    parser.add_argument(
+        'configs',
+        nargs='*',
+        default=[DETECTOR],
+        metavar='CONFIG',
+        help=f'configs of mmdet (default: {DETECTOR})',
+    )
+    parser.add_argument(
+        '--batch', type=positive, default=2, help='images (default: 2)'
+    )
+    parser.add_argument(
+        '--size',
+        type=image_size,
+        default=(800, 1333),
+        metavar='HEIGHTxWIDTH',
+        help='default: 800x1333',
+    )
+    parser.add_argument(
+        '--dtype', choices=DTYPES, default='fp16', help='default: fp16'
+    )
+    add_choices(parser, '--mode', DETECTION_MODES, ['eager'])
+
+
+def add_iteration(tasks):
+    parser = tasks.add_parser(
+        'iteration',
+        help="mmengine's training iteration, whole and in parts, with the "
+        'batches in memory',
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument(
+        '--random',
+        type=positive,
+        metavar='SIDE',
+        help='images of noise of this size, for a classifier (default: the '
+        "first batches of the config's own data)",
+    )
+    add_choices(parser, '--mode', ITERATION_MODES, ['config'])
+
+
+def add_table(tasks):
+    parser = tasks.add_parser('table', help='a Markdown table of the rows')
+    parser.add_argument('rows', type=Path, metavar='FILE.csv')
+    parser.add_argument(
+        '--unit',
+        choices=('images_per_s', 'ms'),
+        default='images_per_s',
+        help='what to print (default: images_per_s)',
+    )
+
+
+def add_values(parser, name, default, kind):
+    parser.add_argument(
+        name,
+        type=kind,
+        nargs='+',
+        default=[default],
+        help=f'one or several (default: {default})',
+    )
+
+
+def add_choices(parser, name, choices, default):
+    parser.add_argument(
+        name,
+        choices=choices,
+        nargs='+',
+        default=default,
+        help=f'one or several (default: {" ".join(default)})',
+    )
+
+
+def device_of(name):
+    import torch
+
+    if name is None:
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'--device {name!r} is not there: {reason}') from None
+    if device.type not in ('cpu', 'cuda'):
+        raise ValueError(f'--device must be a cpu or cuda, got {name!r}')
+    return device
+
+
+def classifiers(args, session):
+    from evmamba_mm.benchmark import classifiers
+
+    classifiers.run(
+        session,
+        args.models,
+        args.batch,
+        args.size,
+        args.dtype,
+        args.mode,
+        args.phase,
+    )
+    if args.task == 'sizes':
+        print('\n'.join(classifiers.growth(session.rows)))
+
+
+def measure(args, command):
+    from evmamba_mm.benchmark import (
+        detection,
+        iteration,
+        models,
+        rows,
+        scans,
+    )
+    from evmamba_mm.benchmark.session import Session
+
+    device = device_of(args.device)
+    if args.csv is not None and args.csv.is_file():
+        rows.read(args.csv)
+    pairs = scans.default_backends(device)
+    if args.task == 'op':
+        if args.scan:
+            pairs = [scans.check_pair(text) for text in args.scan]
+        for shape in args.shape:
+            scans.step_of(shape[1])
+        cases = (pairs, args.shape, args.dtype, args.phase)
+    elif args.task in ('detection', 'iteration'):
+        for config in args.configs:
+            if not Path(config).is_file():
+                raise ValueError(f'there is no config {config!r}')
+        task = dict(detection=detection, iteration=iteration)[args.task]
+        cases = (args.configs, args.mode, task.PHASES)
+    else:
+        for name in args.models:
+            models.split_name(name)
+        cases = (args.models, args.batch, args.size)
+        cases += (args.dtype, args.mode, args.phase)
+    total = 1
+    for values in cases:
+        total *= len(values)
+    with Session(device, args.repeats, args.csv, command, total) as session:
+        if args.task == 'op':
+            scans.run(session, *cases)
+        elif args.task == 'detection':
+            detection.run(
+                session,
+                args.configs,
+                args.mode,
+                args.batch,
+                *args.size,
+                args.dtype,
+            )
+        elif args.task == 'iteration':
+            iteration.run(session, args.configs, args.mode, args.random)
+        else:
+            classifiers(args, session)
+    if session.failures:
+        print(f'{session.failures} of {total} failed', file=sys.stderr)
+    return 1 if session.failures else 0
+
+
+def run(args, command):
+    from evmamba_mm.benchmark import rows
+
+    if args.task == 'table':
+        print(rows.markdown(rows.read(args.rows), args.unit))
+        return 0
+    from evmamba_mm.benchmark.scans import RedCheck
+
+    try:
+        return measure(args, command)
+    except RedCheck as error:
+        print(f'error: no speed is measured: {error}', file=sys.stderr)
+        return 1
+
+
+def main(argv=None):
+    given = sys.argv[1:] if argv is None else argv
+    args = parse_args(given)
+    tool = 'tools/analysis_tools/benchmark.py'
+    command = shlex.join(['python', tool, *map(str, given)])
+    try:
+        return run(args, command)
+    except (ValueError, ImportError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    # The reader of a pipe may leave, as `head` does.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(main())
