@@ -1,9 +1,9 @@
-"""Blocks by fused kernels: each function computes what its block does.
+"""Blocks with fused kernels: each function computes what its block does.
 
-They are only called for a block that :mod:`.standard` has looked at, so they
-read parameters instead of calling modules. Every map inside is channels last.
+They run only blocks that :mod:`.standard` has checked, so they read parameters
+instead of calling modules. Every feature map inside is channels last.
 
-Shape letters: B batch, C channels, H W map, D inner channels.
+Shape letters: B batch, C channels, H W feature map, D inner channels.
 """
 
 from collections.abc import Callable

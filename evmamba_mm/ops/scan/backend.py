@@ -100,8 +100,8 @@ def _check_forced(
         )
     if name == 'numba' and not (numba_fits or transformed):
         raise ValueError(
-            "backend 'numba' needs CPU tensors in float32, none of which asks "
-            f"for a gradient, got {dtype} on {device}; use 'auto' or 'torch', "
+            "backend 'numba' needs CPU tensors in float32 that require no "
+            f"gradient, got {dtype} on {device}; use 'auto' or 'torch', "
             'or scan under torch.no_grad()'
         )
 
@@ -161,7 +161,7 @@ def choose_backend(
     name = _requested(backend)
     if name == 'cuda':
         raise ValueError(
-            "backend 'cuda' scans 2-D maps only; for a 1-D scan use "
+            "backend 'cuda' scans feature maps only; for sequences use "
             "'mamba_ssm', 'torch' or 'auto'"
         )
     return _choose_sequence_backend(name, device, dtype, numba_fits)
@@ -227,7 +227,7 @@ def choose_map_backend(
     if name != 'auto' or hidden or not sizes_fit:
         return _choose_sequence_backend(name, device, dtype, numba_fits)
     if not geometry_fits:
-        reason = "backend 'cuda' does not serve these directions"
+        reason = "backend 'cuda' does not support these directions"
         return _choose_sequence_backend(
             name, device, dtype, numba_fits, reason
         )

@@ -408,8 +408,8 @@ def gates_forward(
     """Gates before their sigmoid, and what the backward needs, in fp32.
 
     Args:
-        a: Map (B, H, W, C), B, H and W at least 1.
-        b: Map of this shape.
+        a: Feature map (B, H, W, C), B, H and W at least 1.
+        b: Feature map of this shape.
         eps: Added to the variance.
         parameters: Weight and bias of the norm, of reduce and of expand.
         keep: Whether a backward follows.

@@ -135,7 +135,7 @@ def _compiled(
     path = _cache_folder() / f'{_key(name, constants, architecture)}.cubin'
     if path.is_file():
         return path.read_bytes()
-    _logger.info('compiling %s for %s, once', name, architecture)
+    _logger.info('compiling %s for %s', name, architecture)
     code = compile_source(name, constants, architecture)[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _compiled(
             file.write(code)
         os.replace(file.name, path)
     except OSError as error:
-        _logger.warning('compiled kernels cannot be kept: %s', error)
+        _logger.warning('cannot cache compiled kernels: %s', error)
     return code
 
 

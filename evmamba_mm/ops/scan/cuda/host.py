@@ -1,7 +1,7 @@
 """Runs the kernels on checked tensors.
 
-Shape letters: B batch, H W map, D inner channels, G sequences of a map,
-K parameter sets, N states, R dt rank.
+Shape letters: B batch, H W feature map, D inner channels, G sequences of a
+map, K parameter sets, N states, R dt rank.
 """
 
 import ctypes

@@ -4,8 +4,8 @@ ES2D's op projects and scans, since both give a gradient to the map: the
 backward of the projection adds to the scan's where it is written. SS2D's op
 scans what a linear layer of torch has projected.
 
-Shape letters: B batch, H W map, D inner channels, K parameter sets, N states,
-R dt rank, P columns of a projected cell, T tiles of a sequence.
+Shape letters: B batch, H W feature map, D inner channels, K parameter sets, N
+states, R dt rank, P columns of a projected cell, T tiles of a sequence.
 """
 
 import torch
@@ -191,8 +191,8 @@ def _differentiate(backward_op, ctx, dy) -> tuple[Tensor | None, ...]:
         return (None,) * (6 + len(ctx.numbers))
     if not save:
         raise RuntimeError(
-            'the fused scan was run without keeping the states that its '
-            'backward needs; call it through es2d_scan or ss2d_scan'
+            'the fused scan did not store the states that its backward '
+            'needs; call it through es2d_scan or ss2d_scan'
         )
     refuse_forward_mode('the fused scan')
     gradients = backward_op(dy, *ctx.saved_tensors, *numbers)
@@ -248,7 +248,7 @@ def es2d_scan_cuda(
     those at every 16th step.
 
     Args:
-        u: Map (B, H, W, D) in fp32, fp16 or bf16.
+        u: Feature map (B, H, W, D) in fp32, fp16 or bf16.
         x_proj_weight: Gives dt, B and C, (K, R + 2N, D).
         dt_weight: (K, D, R).
         dt_bias: (K, D).
@@ -257,7 +257,7 @@ def es2d_scan_cuda(
         geometry: Groups to scan; the arguments have passed its check.
 
     Returns:
-        Map (B, H, W, D) in the dtype of ``u``.
+        Feature map (B, H, W, D) in the dtype of ``u``.
     """
     parameters = [as_parameter(x) for x in (dt_weight, dt_bias, A_logs, Ds)]
     save = _needs_gradient(u, x_proj_weight, *parameters)
@@ -281,7 +281,7 @@ def ss2d_scan_cuda(
     directions.
 
     Args:
-        u: Map (B, H, W, D) in fp32, fp16 or bf16.
+        u: Feature map (B, H, W, D) in fp32, fp16 or bf16.
         x_proj_weight: Gives dt, B and C, (4, R + 2N, D).
         dt_weight: (4, D, R).
         dt_bias: (4, D).
@@ -290,7 +290,7 @@ def ss2d_scan_cuda(
         geometry: The default directions; the arguments have passed its check.
 
     Returns:
-        Map (B, H, W, D) in the dtype of ``u``.
+        Feature map (B, H, W, D) in the dtype of ``u``.
 
     Raises:
         ValueError: If the geometry is not the default one.
