@@ -22,7 +22,7 @@ def device_of(name):
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f'--device {name!r} is not there: {reason}') from None
+        raise ValueError(f'--device {name!r} is missing: {reason}') from None
     if device.type not in ('cpu', 'cuda'):
         raise ValueError(f'--device must be a cpu or cuda, got {name!r}')
     return device

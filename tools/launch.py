@@ -1,7 +1,7 @@
-"""What train.py and test.py share: arguments, the config, the launcher.
+"""Shared by train.py and test.py: arguments, the config, the launcher.
 
-Nothing heavy is imported before the arguments are known to be good, so that
-`-h` and a misspelt path answer at once.
+Heavy imports follow the check of the arguments, so that `-h` and a misspelt
+path answer at once.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def add_common_arguments(parser):
 
 
 def existing_config(path):
-    """Returns the path of a config file, or tells which names come near."""
+    """Returns the path of a config file; the error lists similar names."""
     if Path(path).is_file():
         return path
     near = near_configs(path)

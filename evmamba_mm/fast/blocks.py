@@ -77,7 +77,7 @@ def _norm_act(
 
 
 def _is_fixed(*modules: nn.Module) -> bool:
-    """Whether no gradient is asked for and every module is in evaluation."""
+    """Whether no gradient is needed and every module is in evaluation mode."""
     return not torch.is_grad_enabled() and not any(
         module.training for module in modules
     )

@@ -105,7 +105,7 @@ def _tell_once(block: nn.Module, why: str) -> None:
 def _where_not(x: Tensor, fused: bool | str) -> str | None:
     """Why kernels do not run on this device, or None.
 
-    The interpreter is for tests and only runs where it is asked for.
+    The interpreter is for tests and runs only with ``fused=True``.
     """
     if not isinstance(x, Tensor):
         return f'the input is a {type(x).__name__}'

@@ -23,7 +23,7 @@ _logger = logging.getLogger('evmamba_mm')
 
 
 class _Call(NamedTuple):
-    """Calls that one capture serves."""
+    """Calls that can replay one capture."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype

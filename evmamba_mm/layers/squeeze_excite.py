@@ -15,8 +15,8 @@ from .linear import init_linear
 class SqueezeExcite(nn.Module):
     """Channel attention on (B, C, H, W), whose gate starts with a LayerNorm.
 
-    The gate is computed from the normalised map and applied to the map as it
-    came. One such module serves both branches of an EVSS block.
+    The gate is computed from the normalised feature map and applied to the
+    unnormalised one. Both branches of an EVSS block share one module.
 
     Args:
         channels: C.

@@ -136,7 +136,7 @@ def test_changed_blocks_differ_as_shown(folder):
     page = (ROOT / 'docs' / 'configs.md').read_text()
     for block, shape in ((changed, (1, 48, 56, 56)), (last, (1, 384, 7, 7))):
         why = difference(block, torch.zeros(shape))
-        assert f'not by the fused kernels: {why}\n' in page
+        assert f'not the fused kernels: {why}\n' in page
 
 
 def test_fused_detector_predicts_the_same(folder):

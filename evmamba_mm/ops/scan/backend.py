@@ -57,7 +57,7 @@ def _requested(backend: str) -> str:
 def _say_once(
     backend: str, device: torch.device, missing: str = '', reason: str = ''
 ) -> None:
-    """Log the choice; warn where a kernel is missing or cannot be used.
+    """Log the choice; warn if a kernel is missing or unusable.
 
     Args:
         backend: Name of the choice.
@@ -85,7 +85,7 @@ def _say_once(
 def _check_forced(
     name: str, device: torch.device, dtype: torch.dtype, numba_fits: bool
 ) -> None:
-    """Refuse a backend that is asked for by name and cannot run."""
+    """Refuse a backend that was requested by name and cannot run."""
     transformed = has_derivative_transforms()
     if transformed and name in ('mamba_ssm', 'cuda'):
         raise ValueError(
@@ -113,7 +113,7 @@ def _choose_sequence_backend(
     numba_fits: bool,
     reason: str = '',
 ) -> str:
-    """Choose for a 1-D scan; ``reason`` is why 'cuda' does not serve."""
+    """Choose for a 1-D scan; ``reason`` is why 'cuda' cannot run."""
     _check_forced(name, device, dtype, numba_fits)
     missing = ''
     if has_derivative_transforms():
@@ -173,7 +173,7 @@ def _check_cuda(
     sizes_fit: bool,
     geometry_fits: bool,
 ) -> None:
-    """Refuse arguments that the forced CUDA kernel does not serve."""
+    """Refuse arguments that the requested CUDA kernel does not support."""
     if not geometry_fits:
         raise ValueError(
             "backend 'cuda' scans atrous groups and the default four "

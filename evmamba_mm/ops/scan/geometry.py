@@ -207,10 +207,9 @@ class AtrousGroups(Geometry):
 
 @dataclass(frozen=True)
 class CrossDirections(Geometry):
-    """The whole map once in each direction, summed: SS2D's sequences.
+    """The feature map once in each direction, summed: SS2D's sequences.
 
-    Each direction has a parameter set of its own, also where a name is
-    repeated.
+    Each direction has its own parameter set, also if a name is repeated.
 
     Args:
         directions: Names out of :data:`DIRECTIONS`, at least one.
@@ -243,7 +242,7 @@ class CrossDirections(Geometry):
 
     @property
     def sets(self) -> int:
-        """Number of parameter sets, one a direction."""
+        """Number of parameter sets, one per direction."""
         return len(self.directions)
 
     def scan(self, x: Tensor) -> Tensor:

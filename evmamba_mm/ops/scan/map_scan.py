@@ -95,7 +95,7 @@ def es2d_scan(
     step_size: int = 2,
     backend: str = 'auto',
 ) -> Tensor:
-    """Atrous selective scan of a map: every group once, forwards.
+    """Atrous selective scan of a feature map: every group once, forward.
 
     There are ``K = min(4, step_size**2)`` parameter sets;
     :class:`AtrousGroups` says which group uses which.
@@ -141,7 +141,7 @@ def ss2d_scan(
     directions: tuple[str, ...] = DIRECTIONS,
     backend: str = 'auto',
 ) -> Tensor:
-    """Selective scan of a whole map in several directions, summed.
+    """Selective scan of a feature map in several directions, summed.
 
     There are ``K = len(directions)`` parameter sets, in the same order.
 

@@ -1,7 +1,7 @@
 """Layer norm of tokens, alone, times a gate, and of merged 2x2 neighbours.
 
 A program holds whole rows in registers, so the statistics cost no memory
-traffic; the backward computes them again instead of reading them.
+traffic; the backward recomputes them instead of reading them.
 
 Shape letters: B batch, H W feature map, C channels, M tokens, P programs.
 

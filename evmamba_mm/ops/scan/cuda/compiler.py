@@ -1,8 +1,8 @@
-"""Compiles the CUDA sources at run time and launches what comes out.
+"""Compiles the CUDA sources at run time and launches the kernels.
 
-NVRTC and the driver are reached through NVIDIA's own Python package
-``cuda-bindings``, which torch for CUDA brings along; no compiler is needed on
-the user's machine. What was compiled once is kept on disk.
+NVIDIA's Python package ``cuda-bindings``, which torch for CUDA installs, calls
+NVRTC and the driver; the user's machine needs no compiler. The compiled code
+is cached on disk.
 """
 
 import contextlib
