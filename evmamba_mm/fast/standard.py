@@ -140,7 +140,7 @@ class _Looker:
         self.dtypes = KERNEL_DTYPES if autocast else (x.dtype,)
 
     def input(self, channels: int, least: int = 1) -> None:
-        """A map of these channels, at least so high and wide."""
+        """A feature map with these channels, at least this high and wide."""
         shape = self.shape
         if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
             _refuse('the input', f'has shape {tuple(shape)}')
@@ -148,7 +148,7 @@ class _Looker:
     def tensor(
         self, name: str, key: str, x: Tensor | None, shape: Sequence[int]
     ) -> None:
-        """A plain tensor of this shape."""
+        """An ordinary tensor of this shape."""
         if type(x) not in _TENSORS or x.is_neg():
             _refuse(name, f'has a {key} that is no ordinary tensor')
         if x.shape != shape:
@@ -229,7 +229,7 @@ class _Looker:
         self.weights(name, module, shape, shape)
 
     def batch_norm(self, name: str, module: nn.Module, channels: int) -> None:
-        """A BatchNorm2d, or the nn.Identity that deployment leaves."""
+        """A BatchNorm2d, or the nn.Identity that `fuse` leaves."""
         if type(module) is nn.Identity:
             _untouched(name, module, nn.Identity)
             return

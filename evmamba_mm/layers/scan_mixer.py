@@ -95,7 +95,7 @@ class ScanMixer(nn.Module):
 
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:
-        """Initialise what the scan owns."""
+        """Initialise the parameters of the scan."""
         inner, rank = self.dt_projs_weight.shape[1:]
         self.x_proj_weight.uniform_(-(inner**-0.5), inner**-0.5)
         self.dt_projs_weight.uniform_(-(rank**-0.5), rank**-0.5)

@@ -47,9 +47,9 @@ class SqueezeExcite(nn.Module):
 
 
 class ConvSqueezeExcite(nn.Module):
-    """Channel attention on a feature map (B, C, H, W), its gate from the mean.
+    """Channel attention on (B, C, H, W), whose gate starts with the mean.
 
-    The form inside the inverted residual block.
+    This is the form of the inverted residual block.
 
     Args:
         channels: C.

@@ -11,7 +11,7 @@ FOUR_DIRECTIONS = CrossDirections().directions
 
 
 class SS2D(ScanMixer):
-    """Gated mixer that scans the whole map in several directions.
+    """Gated mixer that scans the feature map in several directions.
 
     Args:
         channels: Channels of the feature map (B, C, H, W).

@@ -1,7 +1,7 @@
-"""BatchNorm of a channels-last feature map, and the activation behind it.
+"""BatchNorm of a channels-last feature map, and the activation after it.
 
-The statistics are taken in two steps: each program leaves those of its rows,
-and a small kernel merges them in a fixed order.
+The statistics take two steps: each program computes those of its rows, and a
+small kernel merges them in a fixed order.
 
 Shape letters: B batch, H W feature map, M tokens, C channels, P parts.
 """
@@ -497,9 +497,9 @@ def batch_norm_act(
     dtype: torch.dtype,
     num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
-    """Normalise each channel over the batch and the map, then activate.
+    """Normalise each channel over batch, height and width, then activate.
 
-    Nothing but ``x`` and the statistics is kept for the backward.
+    The backward needs only ``x`` and the statistics.
 
     Args:
         x: Feature map of shape (B, H, W, C), channels innermost in memory;

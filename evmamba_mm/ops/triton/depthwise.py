@@ -84,7 +84,7 @@ def _load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, c, mask):
 
 @triton.jit
 def _load_row(x, stride, mask, col, width):
-    """Columns col - 1 to col + 2 of a row, zero outside of the map."""
+    """Columns col - 1 to col + 2 of a row, zero outside."""
     x0 = tl.load(x - stride, mask=mask & (col > 0), other=0.0)
     x1 = tl.load(x, mask=mask, other=0.0)
     x2 = tl.load(x + stride, mask=mask & (col + 1 < width), other=0.0)
@@ -581,8 +581,8 @@ def depthwise_conv3x3(
 ) -> Tensor:
     """Convolve each channel by 3x3 at stride 1, then activate.
 
-    The border is zero. The kernels compute in fp32 and keep nothing but
-    their inputs for the backward.
+    The padding is zero. The kernels compute in fp32 and store only their
+    inputs for the backward.
 
     Args:
         x: Feature map of shape (B, H, W, C), channels innermost in memory;

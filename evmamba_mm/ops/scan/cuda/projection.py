@@ -1,10 +1,10 @@
-"""The projection of each cell to B, C and dt by the weight of its group.
+"""The projection of each position to B, C and dt by its group's weight.
 
 The Triton kernels run where Triton is installed and the result fits into
 their registers; pure torch does the rest.
 
 Shape letters: B batch, H W feature map, D inner channels, K parameter sets, N
-states, R dt rank, P columns of a projected cell.
+states, R dt rank, P columns of a projected position.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def _columns(x_proj_weight: Tensor) -> int:
 
 
 def _cells(step: int) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """Parameter set and cells of each group."""
+    """Parameter set and positions of each group."""
     geometry = AtrousGroups(step)
     for g, k in enumerate(geometry.parameter_sets):
         i, j = g % step, g // step
@@ -47,7 +47,7 @@ def _reordered(x_proj_weight: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
 def project_forward(
     u: Tensor, x_proj_weight: Tensor, rank: int, step: int
 ) -> Tensor:
-    """Project each cell by the weight of its group.
+    """Project each position by the weight of its group.
 
     Args:
         u: Feature map (B, H, W, D).
