@@ -1,4 +1,4 @@
-"""A copy of a model with less to compute, for inference."""
+"""A faster copy of a model for inference."""
 
 import copy
 import logging
@@ -27,7 +27,7 @@ def _is_standard(
 
 
 def _fold_batch_norms(layers: nn.Sequential) -> None:
-    """Move each BatchNorm into the convolution in front of it.
+    """Fold each BatchNorm into the convolution before it.
 
     A pair with a hook, a patch, a pruned weight or the like stays.
     """
@@ -69,14 +69,13 @@ def _fuse_backbone(
 
 
 def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Copy of a model for inference, its BatchNorms folded away.
+    """Copy of a model for inference with its BatchNorms folded.
 
-    In every EfficientVMamba of the model, each BatchNorm moves into the
-    convolution in front of it and leaves an ``nn.Identity`` behind; stochastic
-    depth and recomputation are switched off. Necks and heads stay as
-    they are. The outputs are those of the model in evaluation mode, up to
-    rounding. The copy is not meant to be trained, nor does its state dict fit
-    an ordinary model.
+    In every EfficientVMamba of the model, this folds each BatchNorm into the
+    convolution before it, leaves an ``nn.Identity`` in its place, and disables
+    stochastic depth and recomputation. Necks and heads do not change. The
+    outputs are those of the model in evaluation mode, up to rounding. Do not
+    train the copy; its state dict does not fit an ordinary model.
 
     Args:
         model: A backbone, or any module that contains one; it is not changed.

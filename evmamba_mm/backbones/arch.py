@@ -1,4 +1,4 @@
-"""The published variants, and the checks of a custom one."""
+"""The published variants, and checks of custom ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ def resolve_out_indices(
         stages: Number of stages.
 
     Raises:
-        ValueError: If an index is out of range, twice there, or out of order.
+        ValueError: If an index is out of range, repeated, or out of order.
     """
     several = isinstance(out_indices, Sequence)
     given = tuple(out_indices) if several else (out_indices,)
@@ -104,7 +104,7 @@ def resolve_block_types(
     """Block type of each stage.
 
     Raises:
-        ValueError: If a type is unknown or the count is not the stages'.
+        ValueError: If a type is unknown or there is not one per stage.
     """
     is_list = isinstance(block_types, Sequence)
     types = (

@@ -57,7 +57,7 @@ def per_stage(
     stages: int,
     check: Callable[[str, T], None],
 ) -> tuple[T, ...]:
-    """One value for every stage, or one a stage.
+    """One value per stage, from one value or a list.
 
     Args:
         name: Of the option, for the message.
@@ -97,8 +97,8 @@ def activation(name: str, cfg: Mapping) -> Callable[[], nn.Module]:
         )
     if cfg.get('inplace'):
         raise ValueError(
-            f'{name} must not be in place, got {cfg!r}: it may get a view, '
-            'and hooks would see changed feature maps'
+            f'{name} must not set inplace, got {cfg!r}: its input may be a '
+            'view, and hooks would see changed feature maps'
         )
     arguments = dict(cfg)
     kind = arguments.pop('type')

@@ -1,9 +1,8 @@
-"""Blocks under torch.compile: their own modules, with faster convolutions.
+"""Blocks under torch.compile: their own layers, with faster convolutions.
 
-The compiler traces the modules and fuses them. The convolutions that it would
-leave to cuDNN go elsewhere: the depthwise 3x3 ones to the package's kernel,
-with the activations around them, and those whose stride is their side, of
-patches and of single pixels, to products of matrices.
+The compiler traces the layers and fuses them, but leaves convolutions to
+cuDNN. Here the package's kernel runs the depthwise 3x3 ones with their
+activations, and matrix products those whose kernel size is their stride.
 """
 
 from typing import Any
@@ -47,7 +46,7 @@ def _depthwise(
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution whose stride is its side, as one linear map."""
+    """A convolution whose kernel size is its stride, as a linear map."""
     side = weight.shape[2]
     if side == 1:
         # The compiler then writes the tokens as the product reads them.
@@ -94,7 +93,7 @@ def _is_linear(
 class _FasterConvolutions(TorchFunctionMode):
     """Replaces convolutions of 2-D maps while a block is traced.
 
-    An activation is joined to a convolution that has been traced already. The
+    An activation is fused into a convolution that was traced before. The
     compiler drops the first trace unless something else, such as a hook, uses
     its result.
     """

@@ -1,4 +1,4 @@
-"""A part of a model captured as CUDA graphs while mmengine trains it."""
+"""Captures a part of a model as CUDA graphs while mmengine trains it."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ _logger = logging.getLogger('evmamba_mm')
 
 
 class _Call(NamedTuple):
-    """Calls that one capture serves."""
+    """Calls that can replay one capture."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -39,23 +39,24 @@ class _Call(NamedTuple):
 class CUDAGraphHook(Hook):
     """Train a part of the model with CUDA graphs.
 
-    Calls are watched until images of one shape came often enough; their
-    forward and backward are then captured by
-    :func:`evmamba_mm.graphs.graph_training`, between two iterations. Images
-    of other shapes, such as a smaller last batch, and validation run as they
-    do without this hook. After the training the module is as it was before.
+    The hook counts calls until an image shape was frequent enough, and then
+    captures its forward and backward between two iterations, with
+    :func:`evmamba_mm.graphs.graph_training`. Other shapes, such as a smaller
+    last batch, and validation run eagerly. Training ends with the module's
+    own forward restored.
 
     Args:
-        module: Path of the part in the model, with dots. It takes one tensor.
-        shapes: Most shapes to capture. Each keeps its activations' memory.
-        repeats: Training calls of one shape before its capture.
+        module: Dotted path of the part in the model. It takes one tensor.
+        shapes: How many shapes to capture at most. Each keeps the memory of
+            its activations.
+        repeats: Training calls with one shape before its capture.
         strict: Whether a part that cannot be captured ends the training.
-            Otherwise a warning says why, and it is trained without graphs.
+            Otherwise a warning says why, and it trains without graphs.
 
     Raises:
-        ValueError: If an argument is not legal; or, before a strict training,
-            if the model has no such part, it cannot be captured, or something
-            else than DistributedDataParallel wraps the model.
+        ValueError: If an argument is illegal; or, before a strict training,
+            if the model has no such part, the part cannot be captured, or a
+            wrapper other than DistributedDataParallel holds the model.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class CUDAGraphHook(Hook):
         self._captured: set[_Call] = set()
 
     def before_train(self, runner) -> None:
-        """Find the module and begin to watch its calls."""
+        """Find the module and start counting its calls."""
         try:
             part = self._capturable(runner)
         except ValueError as error:
@@ -93,8 +94,8 @@ class CUDAGraphHook(Hook):
         if not any(parameter.is_cuda for parameter in part.parameters()):
             _logger.log(
                 logging.WARNING if self.strict else logging.INFO,
-                'CUDAGraphHook does nothing: %s is not on a CUDA device, so '
-                'that it is trained without graphs',
+                'CUDAGraphHook does nothing: %s is not on a CUDA device and '
+                'trains without graphs',
                 self.module,
             )
             return
@@ -106,7 +107,7 @@ class CUDAGraphHook(Hook):
     def before_train_iter(
         self, runner, batch_idx: int, data_batch=None
     ) -> None:
-        """Capture what was seen often enough."""
+        """Capture the shapes that came often enough."""
         if self._handle is None:
             return
         for call, times in self._seen.items():
@@ -119,13 +120,13 @@ class CUDAGraphHook(Hook):
                 return
 
     def after_train(self, runner) -> None:
-        """Give the module its plain forward back."""
+        """Restore the module's own forward."""
         if self._part is None:
             return
         if not self._captured:
             _logger.warning(
-                'CUDAGraphHook captured nothing: no shape of images came to '
-                '%s %d times in training; most often came %s',
+                'CUDAGraphHook captured nothing: %s saw no image shape %d '
+                'times in training; the most frequent was %s',
                 self.module,
                 self.repeats + 1,
                 self._seen.most_common(1) or 'none',
@@ -137,7 +138,7 @@ class CUDAGraphHook(Hook):
     def _capturable(self, runner) -> nn.Module:
         if runner.cfg.get('compile'):
             raise ValueError(
-                'CUDAGraphHook and compile exclude each other, got '
+                'CUDAGraphHook cannot be combined with compile, got '
                 f'compile={runner.cfg["compile"]!r}; remove one of them'
             )
         part = self._find(runner.model)
@@ -148,8 +149,8 @@ class CUDAGraphHook(Hook):
         if is_model_wrapper(model):
             if not isinstance(model, DistributedDataParallel):
                 raise ValueError(
-                    'CUDAGraphHook works in one process a GPU, with '
-                    'MMDistributedDataParallel or without, got a model in '
+                    'CUDAGraphHook needs an unwrapped model or '
+                    'MMDistributedDataParallel, got '
                     f'{type(model).__name__}'
                 )
             model = model.module
@@ -164,8 +165,8 @@ class CUDAGraphHook(Hook):
                 )
         if is_model_wrapper(part):
             raise ValueError(
-                f'module={self.module!r} must be no wrapper of another, got '
-                f'{type(part).__name__}; {self.module}.module is the other'
+                f'module={self.module!r} must not be a wrapper, got '
+                f'{type(part).__name__}; use {self.module}.module'
             )
         return part
 

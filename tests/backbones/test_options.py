@@ -131,7 +131,7 @@ def test_an_activation_of_mmengines_registry():
         (dict(type='NoSuchAct'), 'class of torch.nn or of mmengine.*NoSuch'),
         (dict(type='functional'), 'class of torch.nn.*functional'),
         (dict(inplace=True), "dict such as dict\\(type='GELU'\\)"),
-        (dict(type='ReLU', inplace=True), 'not be in place'),
+        (dict(type='ReLU', inplace=True), 'not set inplace'),
         ('GELU', "dict such as dict\\(type='GELU'\\), got 'GELU'"),
         (None, 'got None'),
     ],

@@ -90,7 +90,7 @@ class Recomputing(nn.Conv2d):
         (
             CUDAGraphHook(),
             Made(model_of(nn.ReLU()), compile=True),
-            'compile exclude each other',
+            'cannot be combined with compile',
         ),
     ],
     ids=['absent', 'parameter', 'sync', 'with-cp', 'compile'],

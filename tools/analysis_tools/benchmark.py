@@ -23,7 +23,7 @@ DETECTOR = 'configs/mmdet/mask-rcnn-std_evmamba-tiny_fpn_8xb2-amp-1x_coco.py'
 
 def positive(text):
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
 
 
