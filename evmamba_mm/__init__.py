@@ -8,8 +8,22 @@ compat.apply()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
-from .hooks import CUDAGraphHook  # noqa: E402
+from .data_preprocessor import BatchDataPreprocessor  # noqa: E402
+from .hooks import CUDAGraphHook, DeferredRuntimeInfoHook  # noqa: E402
+from .optim import (  # noqa: E402
+    ForeachExponentialMovingAverage,
+    GroupedOptimWrapperConstructor,
+)
 
 register_flop_handles()
 
-__all__ = ['ARCHS', 'CUDAGraphHook', 'EfficientVMamba', '__version__']
+__all__ = [
+    'ARCHS',
+    'BatchDataPreprocessor',
+    'CUDAGraphHook',
+    'DeferredRuntimeInfoHook',
+    'EfficientVMamba',
+    'ForeachExponentialMovingAverage',
+    'GroupedOptimWrapperConstructor',
+    '__version__',
+]

@@ -1,10 +1,10 @@
-"""Keys of the released checkpoints, translated; dict to dict, no model needed.
+"""Converts the keys of released checkpoints, from dict to dict.
 
-EfficientVMamba counts modules without parameters, so its stages are
-``layers.S.blocks.N`` when they scan and ``layers.S.N`` (from 1) when they
-convolve, and a merging is ``downsample`` or the number after the blocks'.
-VMamba's first version says ``layers.S.blocks.N`` with ``ln_1`` and
-``self_attention`` inside. Vim's names are this package's.
+EfficientVMamba numbers modules without parameters too: blocks are
+``layers.S.blocks.N`` in stages that scan and ``layers.S.N`` (from 1) in
+stages that convolve, and a patch merging is ``downsample`` or the number
+after the blocks. VMamba's first version has ``layers.S.blocks.N`` with
+``ln_1`` and ``self_attention`` inside. Vim has this package's names.
 """
 
 import re
@@ -85,7 +85,7 @@ _INVERTED_RESIDUAL = re.compile(r'layers\.(\d+)\.(\d+)\.((?:conv|se).+)')
 
 @dataclass(frozen=True)
 class ConvertedCheckpoint:
-    """A translated state dict and what it says of its model.
+    """A converted state dict and a description of its model.
 
     Args:
         state_dict: Weights under this package's names.
@@ -116,7 +116,7 @@ def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = re.sub(r'^(module\.)+', '', key)
         if name in stripped:
             raise ValueError(
-                f'{name!r} is there twice once the prefix module. is removed'
+                f'key {name!r} occurs twice without the prefix module.'
             )
         stripped[name] = value
     return stripped
@@ -205,9 +205,9 @@ def _describe(
 def convert_released(
     state_dict: Mapping[str, Tensor], target: str = 'classifier'
 ) -> ConvertedCheckpoint:
-    """Translate a released EfficientVMamba, VMamba or Vim state dict.
+    """Convert a released EfficientVMamba, VMamba or Vim state dict.
 
-    Which of them it is, the keys say. VMamba is its first version, without
+    The keys identify the model. VMamba is the first version, without
     feed-forward layers; Vim the one with a class token among the patches.
 
     Args:

@@ -1,6 +1,7 @@
-"""A copy of a model with less to compute, for inference."""
+"""A faster copy of a model for inference."""
 
 import copy
+import logging
 
 import torch
 from torch import nn
@@ -8,18 +9,46 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .backbones import EfficientVMamba
+from .fast.standard import is_untouched
 from .layers import DropPath, EVSSBlock, InvertedResidual
 
+_logger = logging.getLogger('evmamba_mm')
 _HALF = (torch.float16, torch.bfloat16)
 
 
+def _is_standard(
+    module: nn.Module, kinds: tuple[type[nn.Module], ...]
+) -> bool:
+    """Whether its class says all that it does, with its own parameters."""
+    if type(module) not in kinds or not is_untouched(module, type(module)):
+        return False
+    # Pruning leaves a tensor that hides the parameter.
+    return module.__dict__.keys().isdisjoint(('weight', 'bias'))
+
+
 def _fold_batch_norms(layers: nn.Sequential) -> None:
-    """Move each BatchNorm into the convolution in front of it."""
+    """Fold each BatchNorm into the convolution before it.
+
+    A pair with a hook, a patch, a pruned weight or the like stays.
+    """
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
-        if type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm):
+        if not isinstance(norm, _BatchNorm):
+            continue
+        if (
+            _is_standard(conv, (nn.Conv2d,))
+            and _is_standard(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+            and norm.running_mean is not None
+        ):
             layers[i] = fuse_conv_bn_eval(conv, norm)
             layers[i + 1] = nn.Identity()
+        else:
+            _logger.warning(
+                'fuse leaves a %s as it is: it or the %s in front of it was '
+                'changed',
+                type(norm).__name__,
+                type(conv).__name__,
+            )
 
 
 def _fuse_backbone(
@@ -40,14 +69,13 @@ def _fuse_backbone(
 
 
 def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Copy of a model for inference, its BatchNorms folded away.
+    """Copy of a model for inference with its BatchNorms folded.
 
-    In every EfficientVMamba of the model, each BatchNorm moves into the
-    convolution in front of it and leaves an ``nn.Identity`` behind; stochastic
-    depth and recomputation are switched off. Necks and heads stay as
-    they are. The outputs are those of the model in evaluation mode, up to
-    rounding. The copy is not meant to be trained, nor does its state dict fit
-    an ordinary model.
+    In every EfficientVMamba of the model, this folds each BatchNorm into the
+    convolution before it, leaves an ``nn.Identity`` in its place, and disables
+    stochastic depth and recomputation. Necks and heads do not change. The
+    outputs are those of the model in evaluation mode, up to rounding. Do not
+    train the copy; its state dict does not fit an ordinary model.
 
     Args:
         model: A backbone, or any module that contains one; it is not changed.

@@ -1,4 +1,4 @@
-"""The package's log lines in the host's log."""
+"""Forwards the package's log to the toolbox's log."""
 
 import logging
 

@@ -158,5 +158,5 @@ def test_unknown_target_is_named():
 
 
 def test_a_clash_of_prefixes_is_told():
-    with pytest.raises(ValueError, match="'a' is there twice"):
+    with pytest.raises(ValueError, match="'a' occurs twice"):
         strip_wrappers({'module.a': torch.zeros(1), 'a': torch.zeros(1)})

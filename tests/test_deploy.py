@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from evmamba_mm import EfficientVMamba
 from evmamba_mm.deploy import fuse
@@ -135,3 +136,64 @@ def test_classifier_gives_the_same_scores():
 def test_model_without_our_backbone_is_refused():
     with pytest.raises(ValueError, match='contain an EfficientVMamba, got'):
         fuse(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+
+
+def changed_norm(pair):
+    pair[1].register_forward_hook(lambda module, inputs, y: y * 2)
+
+
+def changed_conv(pair):
+    pair[0].register_forward_hook(lambda module, inputs, y: y * 2)
+
+
+def own_forward(pair):
+    pair[1].forward = lambda x: x + 1
+
+
+class Shifted(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def subclass(pair):
+    pair[1].__class__ = Shifted
+
+
+def pruned(pair):
+    prune.l1_unstructured(pair[0], 'weight', 0.5)
+
+
+def normalised_weight(pair):
+    nn.utils.parametrizations.weight_norm(pair[0])
+
+
+def without_statistics(pair):
+    pair[1] = nn.BatchNorm2d(pair[1].num_features, track_running_stats=False)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        changed_norm,
+        changed_conv,
+        own_forward,
+        subclass,
+        pruned,
+        normalised_weight,
+        without_statistics,
+    ],
+)
+def test_changed_pairs_stay_and_count(change):
+    torch.manual_seed(0)
+    model = EfficientVMamba('atto').eval()
+    pair = model.stages[2][0].conv_pw
+    change(pair)
+    model.eval()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        (expected,) = model(image)
+        copy = fuse(model)
+        (actual,) = copy(image)
+    assert type(copy.stages[2][0].conv_pw[1]) is not nn.Identity
+    assert type(copy.stages[2][0].conv_dw[1]) is nn.Identity
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)

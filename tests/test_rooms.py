@@ -79,8 +79,12 @@ ROOMS = {
     ),
     'graphs': Room(within=('graphs', 'ops'), outside=('torch',)),
     'hooks': Room(within=('graphs', 'hooks'), outside=('torch', 'mmengine')),
-    'deploy': Room(within=('layers', 'backbones'), outside=('torch',)),
+    'optim': Room(within=('optim',), outside=('torch', 'mmengine')),
+    'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
+    'data_preprocessor': Room(
+        within=(), outside=('torch', 'mmengine', 'mmpretrain')
+    ),
     'analysis': Room(
         within=('analysis', 'apis', 'backbones', 'ops'),
         outside=('numpy', 'torch', 'mmengine'),
@@ -114,8 +118,10 @@ ROOMS = {
             'analysis',
             'backbones',
             'compat',
+            'data_preprocessor',
             'hooks',
             'log',
+            'optim',
             'version',
         ),
         outside=(),

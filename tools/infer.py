@@ -141,7 +141,7 @@ def device_name(text):
 
 def positive(text):
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
 
 
@@ -194,7 +194,7 @@ def check_options(args, task):
     if args.no_labels and task != 'segmentation':
         raise ValueError(f'--no-labels is for segmentation, not for {task}')
     if args.palette == 'distinct' and task == 'classification':
-        raise ValueError('--palette is of no use in classification')
+        raise ValueError('--palette is not for classification')
     if args.json and task == 'segmentation':
         try:
             import pycocotools  # noqa: F401

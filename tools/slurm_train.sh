@@ -20,7 +20,7 @@ per_node=${GPUS_PER_NODE:-8}
 cpus=${CPUS_PER_TASK:-5}
 for name in gpus per_node cpus; do
   if [[ ! ${!name} =~ ^[1-9][0-9]*$ ]]; then
-    refuse "GPUS, GPUS_PER_NODE and CPUS_PER_TASK must be numbers from 1 up," \
+    refuse "GPUS, GPUS_PER_NODE and CPUS_PER_TASK must be positive integers," \
       "and one is '${!name}'; $usage"
   fi
 done

@@ -22,7 +22,7 @@ run_processes() {
   local gpus=$1 nodes=${NNODES:-1} rank=${NODE_RANK:-0} port=${PORT:-29500}
   shift
   if [[ ! $gpus =~ ^[1-9][0-9]*$ ]]; then
-    refuse "GPUS is '$gpus', and not a number from 1 up; $usage"
+    refuse "GPUS is '$gpus', and must be a positive integer; $usage"
   fi
   if [[ $nodes != 1 && -z ${MASTER_ADDR:-} ]]; then
     refuse "NNODES is $nodes: set MASTER_ADDR to the address of machine 0"

@@ -15,7 +15,7 @@ def parse_args():
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from CHECKPOINT, or, without one, from the newest in the '
+        help='resume from CHECKPOINT, or without one from the newest in the '
         'work folder',
     )
     parser.add_argument(

@@ -1,7 +1,7 @@
-"""FLOPs of the package's operations, for mmengine's counter.
+"""FLOPs of the package's operators, for mmengine's counter.
 
-The hosts' ``get_flops.py`` and ``get_model_complexity_info`` count what is in
-mmengine's table; an operation that is not there counts as nothing.
+The toolboxes' ``get_flops.py`` and ``get_model_complexity_info`` count the
+operators in mmengine's table and ignore all others.
 """
 
 from mmengine.analysis import complexity_analysis
@@ -40,7 +40,7 @@ def _map_flops(inputs: list, readings: int) -> int:
 
     Args:
         inputs: Arguments of an operation that scans a map.
-        readings: Sequences that a cell is part of.
+        readings: Sequences that contain a position.
     """
     batch, height, width, channels = get_shape(inputs[0])
     columns, rank = get_shape(inputs[1])[1], get_shape(inputs[2])[2]
@@ -51,13 +51,13 @@ def _map_flops(inputs: list, readings: int) -> int:
 
 
 def _es2d_handle(inputs: list, outputs: list) -> int:
-    """Count a scan by groups, which reads each cell once."""
+    """Count a scan by groups, which reads each position once."""
     return _map_flops(inputs, readings=1)
 
 
 def _ss2d_handle(inputs: list, outputs: list) -> int:
-    """Count a scan that reads each cell once a direction."""
-    # Each direction has a parameter set of its own.
+    """Count a scan that reads each position once per direction."""
+    # Each direction has its own parameter set.
     return _map_flops(inputs, readings=get_shape(inputs[1])[0])
 
 

@@ -44,7 +44,7 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Count:
-    """What a config's model amounts to.
+    """Counts of a config's model.
 
     Parameters of what is frozen from the start (the early stages of a ResNet
     detector) are in `params` and not in `trainable_params`.

@@ -119,7 +119,7 @@ def choose(maps, stage):
     if chosen.dim() != 4:
         raise ValueError(
             f'--stage {stage}: the output has shape {tuple(chosen.shape)} '
-            'and is no map (B, C, H, W)'
+            'and is no feature map (B, C, H, W)'
         )
     return chosen
 

@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> Mapping:
         loaded = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f'{path} was refused: it is not a plain checkpoint, and loading '
+            f'{path} was refused: it holds more than tensors, and loading '
             f'it could run code. {str(error).splitlines()[0]}'
         ) from error
     except (EOFError, RuntimeError, OSError) as error:

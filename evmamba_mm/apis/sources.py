@@ -78,8 +78,7 @@ def collect(text, out_dir):
 def collect_folder(folder, out_dir):
     """Finds every image and video below a folder.
 
-    What an earlier run wrote to `out_dir` inside the folder, and whatever is
-    hidden, does not count.
+    Skips hidden files and results of an earlier run in `out_dir`.
     """
     out_dir = out_dir.resolve()
     results_inside = folder.resolve() in out_dir.parents

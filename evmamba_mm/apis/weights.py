@@ -56,8 +56,8 @@ def load_weights(
         )
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f'{origin} {checkpoint!r} was refused: it is no plain checkpoint, '
-            f'and loading it could run code. {first_line(error)}'
+            f'{origin} {checkpoint!r} was refused: it holds more than '
+            f'tensors, and loading it could run code. {first_line(error)}'
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError) as error:
         raise ValueError(

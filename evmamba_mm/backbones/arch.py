@@ -1,4 +1,4 @@
-"""The published variants, and the checks of a custom one."""
+"""The published variants, and checks of custom ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,12 +84,11 @@ def resolve_out_indices(
         stages: Number of stages.
 
     Raises:
-        ValueError: If an index is out of range, twice there, or out of order.
+        ValueError: If an index is out of range, repeated, or out of order.
     """
-    given = (
-        (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    )
-    legal = all(isinstance(i, int) and -stages <= i < stages for i in given)
+    several = isinstance(out_indices, Sequence)
+    given = tuple(out_indices) if several else (out_indices,)
+    legal = all(type(i) is int and -stages <= i < stages for i in given)
     indices = tuple(i % stages for i in given) if legal else ()
     if not indices or list(indices) != sorted(set(indices)):
         raise ValueError(
@@ -105,11 +104,15 @@ def resolve_block_types(
     """Block type of each stage.
 
     Raises:
-        ValueError: If a type is unknown or the count is not the stages'.
+        ValueError: If a type is unknown or there is not one per stage.
     """
-    types = tuple(block_types)
-    fits = not isinstance(block_types, str) and len(types) == stages
-    if not fits or any(t not in legal for t in types):
+    is_list = isinstance(block_types, Sequence)
+    types = (
+        ()
+        if isinstance(block_types, str) or not is_list
+        else (tuple(block_types))
+    )
+    if len(types) != stages or any(t not in legal for t in types):
         raise ValueError(
             f'block_types must name {stages} stages, each one of '
             f'{", ".join(legal)}, got {block_types!r}'

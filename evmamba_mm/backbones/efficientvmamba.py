@@ -22,10 +22,10 @@ from .stages import BLOCKS, StageOptions, stage_options
 class EfficientVMamba(BaseModule):
     """EfficientVMamba: scans in the early stages, convolutions in the late.
 
-    The image must be at least 4x4; a stage's feature map is a fourth, an
-    eighth, a sixteenth and a 32nd of it, rounded up after the stem. Stages
-    beyond the last output are not built, so that every parameter has a
-    gradient. Options marked (s) take one value or a list, one a stage.
+    The image must be at least 4x4. The feature maps have strides 4, 8, 16 and
+    32; sizes are rounded up after the stem. Stages beyond the last output are
+    not built, so that every parameter has a gradient. Options marked (s) take
+    one value or a list with one per stage.
 
     Args:
         arch: 'tiny', 'small', 'base', the test size 'atto', or a dict with
@@ -35,7 +35,7 @@ class EfficientVMamba(BaseModule):
         block_types: Block of each stage: 'evss' (scan with convolution branch
             and channel attention), 'es2d' (scan alone), 'ss2d' (VMamba's scan
             in four directions alone) or 'inverted_residual'.
-        step_size: Distance between the cells of a scanned group (s).
+        step_size: Distance between the positions of a scanned group (s).
         d_state: States of the scan (s).
         expand_ratio: Inner channels of a mixer over its channels (s).
         dt_rank: Rank of the scan's step-size projection; a sixteenth of the
@@ -55,18 +55,18 @@ class EfficientVMamba(BaseModule):
         drop_path_rate: Stochastic depth of the last block; rises linearly
             from 0 at the first.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the
-            first n stages with what lies between and their output norms.
-        norm_eval: Whether BatchNorm layers stay in evaluation while training.
-        with_cp: Whether to recompute blocks in the backward. Changes memory
-            and time alone.
-        fused: 'auto' runs a block by the fused GPU kernels where they compute
-            exactly what its modules do, False never, and True raises where
-            they do not. See :func:`evmamba_mm.fast.run_block`.
+            first n stages with their patch mergings and output norms.
+        norm_eval: Whether BatchNorm stays in evaluation mode in training.
+        with_cp: Whether the backward recomputes the blocks, which saves
+            memory and costs time.
+        fused: 'auto' uses the fused GPU kernels for blocks that they compute
+            exactly, False never uses them, and True raises for other blocks.
+            See :func:`evmamba_mm.fast.run_block`.
         init_cfg: As in mmengine. With type 'Pretrained' a checkpoint that
-            does not fit is refused.
+            does not fit raises a ValueError.
 
     Raises:
-        ValueError: If an argument is not legal; the message says what is.
+        ValueError: If an argument is illegal; the message lists legal values.
 
     Source: EfficientVMamba (arXiv:2403.09977), as in its released weights.
     """
@@ -161,7 +161,7 @@ class EfficientVMamba(BaseModule):
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
 
     def init_weights(self) -> None:
-        """Initialise; refuse pretrained weights that do not fit."""
+        """Initialise the weights; raise if pretrained ones do not fit."""
         for config in pretrained_configs(self.init_cfg):
             check_pretrained(self, config)
         super().init_weights()
@@ -173,7 +173,7 @@ class EfficientVMamba(BaseModule):
             image: (B, in_channels, H, W).
 
         Returns:
-            One normalised feature map (B, C, H, W) an output stage, in the
+            One normalised feature map (B, C, H, W) per output stage, in the
             order of ``out_indices``.
 
         Raises:
@@ -214,7 +214,7 @@ class EfficientVMamba(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'EfficientVMamba':
-        """Switch to training but for what is frozen."""
+        """Switch to training mode, except for frozen modules."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:

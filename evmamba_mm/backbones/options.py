@@ -1,5 +1,6 @@
 """Options of a backbone that may differ from stage to stage."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
@@ -28,8 +29,10 @@ def check_rank(name: str, value: int | None) -> None:
 def check_ratio(name: str, value: float) -> None:
     """Refuse what is no positive number, with a ValueError."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not value > 0:
-        raise ValueError(f'{name} must be a positive number, got {value!r}')
+    if not is_number or not 0 < value < math.inf:
+        raise ValueError(
+            f'{name} must be a positive, finite number, got {value!r}'
+        )
 
 
 def check_drop_path_rate(rate: float) -> None:
@@ -41,7 +44,7 @@ def check_drop_path_rate(rate: float) -> None:
 
 def check_frozen_stages(frozen: int, stages: int) -> int:
     """Refuse another count than -1 to that of the stages; return it."""
-    if isinstance(frozen, bool) or frozen not in range(-1, stages + 1):
+    if type(frozen) is not int or frozen not in range(-1, stages + 1):
         raise ValueError(
             f'frozen_stages must be -1 to {stages}, got {frozen!r}'
         )
@@ -54,7 +57,7 @@ def per_stage(
     stages: int,
     check: Callable[[str, T], None],
 ) -> tuple[T, ...]:
-    """One value for every stage, or one a stage.
+    """One value per stage, from one value or a list.
 
     Args:
         name: Of the option, for the message.
@@ -94,8 +97,8 @@ def activation(name: str, cfg: Mapping) -> Callable[[], nn.Module]:
         )
     if cfg.get('inplace'):
         raise ValueError(
-            f'{name} must not be in place, got {cfg!r}: it may get a view, '
-            'and hooks would see changed feature maps'
+            f'{name} must not set inplace, got {cfg!r}: its input may be a '
+            'view, and hooks would see changed feature maps'
         )
     arguments = dict(cfg)
     kind = arguments.pop('type')
@@ -107,4 +110,14 @@ def activation(name: str, cfg: Mapping) -> Callable[[], nn.Module]:
                 f'{kind!r}'
             )
         kind = found
-    return partial(kind, **arguments)
+    try:
+        make = partial(kind, **arguments)
+        made = make()
+    except TypeError as error:
+        raise ValueError(f'{name}={cfg!r} cannot be built: {error}') from None
+    if not isinstance(made, nn.Module):
+        raise ValueError(
+            f'{name} must make a module, got {cfg!r}, which makes a '
+            f'{type(made).__name__}'
+        )
+    return make

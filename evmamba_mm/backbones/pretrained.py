@@ -1,7 +1,7 @@
-"""A second look at ``init_cfg=dict(type='Pretrained')``.
+"""Strict checks for ``init_cfg=dict(type='Pretrained')``.
 
-mmengine loads such weights without strictness: a checkpoint of another size
-costs a log line and training goes on from random weights.
+mmengine does not load such weights strictly: with a checkpoint of another
+size it logs a line and trains from random weights.
 """
 
 import re
@@ -33,7 +33,7 @@ def _stored_shapes(
 
 
 def check_pretrained(module: nn.Module, init_cfg: dict) -> None:
-    """Refuse a checkpoint that did not fill the module.
+    """Refuse a checkpoint that does not fill the module.
 
     Args:
         module: The backbone, built.

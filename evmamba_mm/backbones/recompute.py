@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves BatchNorm's statistics alone."""
+"""Activation checkpointing that updates BatchNorm's statistics once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _scratch_statistics(block: nn.Module) -> Iterator[None]:
-    """Let BatchNorm count the batch into copies that are thrown away."""
+    """Let BatchNorm update temporary copies of its statistics."""
     norms = [
         m for m in block.modules() if isinstance(m, _BatchNorm) and m.training
     ]

@@ -1,4 +1,4 @@
-"""The blocks that a stage can be built of."""
+"""The blocks of a stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def stage_options(
     act_cfg: Mapping,
     inverted_act_cfg: Mapping,
 ) -> list[StageOptions]:
-    """Options of each stage, from one value for all or one a stage.
+    """Options of each stage, from one value for all or one per stage.
 
     Args as of :class:`evmamba_mm.EfficientVMamba`, whose widths are
     ``channels``.

@@ -21,7 +21,7 @@ from .recompute import checkpoint_block
 
 @dataclass(frozen=True)
 class VimArch:
-    """Size of a plain backbone.
+    """Size of a backbone of one scale.
 
     Args:
         channels: Width of the tokens.
@@ -63,9 +63,9 @@ class Vim(BaseModule):
     """Vim: patches and a class token in one sequence, scanned both ways.
 
     The class token stands in the middle of the patches, which are read row by
-    row. An image of another size than ``img_size`` is taken as well; the
-    position embedding is then interpolated. Layers beyond the last output are
-    not built, so that every parameter has a gradient.
+    row. For images of another size than ``img_size`` the position embedding is
+    interpolated. Layers beyond the last output are not built, so that every
+    parameter has a gradient.
 
     Args:
         arch: 'tiny', 'small', 'base', the test size 'atto', or a dict with
@@ -83,13 +83,13 @@ class Vim(BaseModule):
             from 0 at the first.
         frozen_stages: -1 freezes nothing, 0 the patches, the class token and
             the position embedding, n these and the first n layers.
-        with_cp: Whether to recompute layers in the backward. Changes memory
-            and time alone.
+        with_cp: Whether the backward recomputes the layers, which saves
+            memory and costs time.
         init_cfg: As in mmengine. With type 'Pretrained' a checkpoint that
-            does not fit is refused.
+            does not fit raises a ValueError.
 
     Raises:
-        ValueError: If an argument is not legal; the message says what is.
+        ValueError: If an argument is illegal; the message lists legal values.
 
     Source: Vim (arXiv:2401.09417, version 2), with the names of its released
     weights.
@@ -177,7 +177,7 @@ class Vim(BaseModule):
             layer.mixer.out_proj.weight.div_(depth**0.5)
 
     def init_weights(self) -> None:
-        """Initialise; refuse pretrained weights that do not fit."""
+        """Initialise the weights; raise if pretrained ones do not fit."""
         for config in pretrained_configs(self.init_cfg):
             check_pretrained(self, config)
         super().init_weights()
@@ -219,7 +219,7 @@ class Vim(BaseModule):
             image: (B, in_channels, H, W).
 
         Returns:
-            One tensor an output layer, in the order of ``out_indices``.
+            One tensor per output layer, in the order of ``out_indices``.
 
         Raises:
             ValueError: If the image's shape, dtype or device does not fit.
@@ -254,7 +254,7 @@ class Vim(BaseModule):
         self.pos_embed.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'Vim':
-        """Switch to training but for what is frozen."""
+        """Switch to training mode, except for frozen modules."""
         super().train(mode)
         self._freeze_stages()
         return self

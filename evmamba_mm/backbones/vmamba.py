@@ -20,11 +20,11 @@ VMAMBA_ARCHS = {
 class VMamba(EfficientVMamba):
     """VMamba: a scan in four directions in every block of every stage.
 
-    The stages of EfficientVMamba, whose stem and patch merging are VMamba's,
-    with ``x + drop(SS2D(norm(x)))`` for each block. It is the first published
-    version, without feed-forward layers. A map with an odd side is padded
-    with zeros before it is merged, where the released code drops the last row
-    or column: images whose sides are multiples of 32 have none.
+    It has EfficientVMamba's stem and patch merging, and blocks
+    ``x + drop(SS2D(norm(x)))``. This is the first published version, without
+    feed-forward layers. Patch merging pads a feature map with an odd side with
+    zeros, while the released code drops the last row or column; image sides
+    that are multiples of 32 give no odd sides.
 
     Args:
         arch: 'tiny', 'small', 'base', the test size 'atto', or a dict with
@@ -36,15 +36,15 @@ class VMamba(EfficientVMamba):
         drop_path_rate: Stochastic depth of the last block; rises linearly
             from 0 at the first.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the
-            first n stages with what lies between and their output norms.
-        with_cp: Whether to recompute blocks in the backward. Changes memory
-            and time alone.
+            first n stages with their patch mergings and output norms.
+        with_cp: Whether the backward recomputes the blocks, which saves
+            memory and costs time.
         fused: As of :class:`evmamba_mm.EfficientVMamba`.
         init_cfg: As in mmengine. With type 'Pretrained' a checkpoint that
-            does not fit is refused.
+            does not fit raises a ValueError.
 
     Raises:
-        ValueError: If an argument is not legal; the message says what is.
+        ValueError: If an argument is illegal; the message lists legal values.
 
     Source: VMamba (arXiv:2401.10166, version 1).
     """

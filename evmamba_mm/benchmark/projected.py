@@ -1,6 +1,6 @@
-"""The fused scan alone: of a map whose dt, B and C are there.
+"""The fused scan alone, of a feature map with its dt, B and C.
 
-It is what a kernel that takes ready sequences is to be compared with.
+Compare it with kernels that scan prepared sequences.
 """
 
 import functools

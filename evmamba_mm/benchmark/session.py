@@ -88,7 +88,7 @@ class Session:
             rows.store(self.path, row)
 
     def skip(self, name, why):
-        """Says what is asked for and makes no sense."""
+        """Reports requested combinations that make no sense."""
         print(f'left out: {name}: {why}', file=sys.stderr)
         self.bar.advance(self.task)
 

@@ -1,7 +1,7 @@
-"""Users' mistakes, told with the key that sets what is wrong.
+"""Reports users' mistakes with the config key that caused them.
 
-The toolboxes stop at most of these too, but late or with the name of a file
-alone; a misspelt key and a variable that comes too late they take in silence.
+The toolboxes report most of these too, but late or without the key; they
+ignore misspelt keys and overrides of variables silently.
 """
 
 import contextlib
@@ -68,8 +68,8 @@ def check_keys(keys):
         if meant:
             raise ValueError(
                 f'the config has a key {key!r}, which nothing reads; did you '
-                f'mean {meant!r}? A variable of your own needs a name that '
-                'is less like it'
+                f'mean {meant!r}? Give a variable of your own a less similar '
+                'name'
             )
 
 
@@ -105,8 +105,8 @@ def check_overrides(cfg, overrides):
         where = f': {", ".join(places[:6])}{more}' if places else ''
         raise ValueError(
             f'--cfg-options {key}: {first!r} is a variable of the config '
-            'file, and was used up when the file was read; override the '
-            f'keys that it went into{where}'
+            'file, which takes effect only while the file is read; override '
+            f'the keys that use it{where}'
         )
 
 
@@ -142,7 +142,7 @@ def check_precision(cfg):
     if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise ValueError(
             'optim_wrapper.type is AmpOptimWrapper, which runs on an '
-            'accelerator only, and there is none; in fp32 it trains with '
+            'accelerator only, and there is none; train in fp32 with '
             '--cfg-options optim_wrapper.type=OptimWrapper'
         )
 
@@ -230,9 +230,9 @@ def check_data(cfg, splits):
         lines = [f'  {key}: {path!r}' for key, path in missing.items()]
         options = ' '.join(f'{key}=PATH' for key in missing)
         raise FileNotFoundError(
-            f'the config names data that are not there, seen from '
+            f'the config names missing data, relative to '
             f'{os.getcwd()}\n' + '\n'.join(lines) + '\nPut or link them '
-            f'there, or say where they are:\n  --cfg-options {options}'
+            f'there, or give their paths:\n  --cfg-options {options}'
         )
 
 
@@ -268,6 +268,6 @@ def explain_missing(cfg, splits, path):
     named = f' and {where}.ann_file names it' if annotations else ''
     return (
         f'there is no file {path!r}; {key} puts it in {folder!r}{named}. '
-        f'Add the file, take it out of the data set, or name another '
+        f'Add the file, remove it from the data set, or give another '
         f'folder: --cfg-options {key}=FOLDER'
     )

@@ -1,4 +1,4 @@
-"""Checkpoints that are not there, or hold another model."""
+"""Reports missing checkpoints and checkpoints of another model."""
 
 import functools
 import os
@@ -18,12 +18,12 @@ RELEASED = {
 
 
 def check_weight_files(cfg):
-    """Refuses to train from a file that is not there."""
+    """Raises if a checkpoint file is missing."""
     load_from = cfg.get('load_from')
     if is_missing(load_from):
         raise FileNotFoundError(
-            f'load_from is {load_from!r}, and there is no such file, seen '
-            f'from {os.getcwd()}; name another: --cfg-options load_from=FILE'
+            f'load_from is {load_from!r}, and there is no such file in '
+            f'{os.getcwd()}; give another: --cfg-options load_from=FILE'
         )
     for key, init_cfg in pretrained_configs(cfg.get('model'), 'model'):
         if is_missing(init_cfg.get('checkpoint')):
@@ -62,13 +62,13 @@ def missing_message(cfg, key, owner, checkpoint):
         if module.type == 'EfficientVMamba' and option and arch in RELEASED:
             page = f', from {RELEASED[arch]}'
         make = (
-            f'\nMake it from a released checkpoint{page}:\n  python '
+            f'\nConvert a released checkpoint{page}:\n  python '
             f'tools/model_converters/convert_checkpoint.py RELEASED '
             f'{checkpoint}{option}'
         )
     return (
-        f'{key}.checkpoint is {checkpoint!r}, and there is no such file, '
-        f'seen from {os.getcwd()}{make}\nTo take another:\n  --cfg-options '
+        f'{key}.checkpoint is {checkpoint!r}, and there is no such file in '
+        f'{os.getcwd()}{make}\nTo use another:\n  --cfg-options '
         f'{key}.checkpoint=FILE\nTo start from random weights:\n  '
         f'--cfg-options {owner}.init_cfg=None{learn}'
     )

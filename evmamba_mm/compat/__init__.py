@@ -1,8 +1,8 @@
-"""What the toolboxes break on today's torch, mended one thing a file.
+"""Fixes for the toolboxes on current torch, one problem per file.
 
-`apply` makes every mend that `import evmamba_mm` can make by itself: it
-registers hooks and an allow-list, imports no toolbox, and changes nothing
-where nothing is broken. `init_cpu_dist` is a mend that a tool asks for.
+`apply` makes the fixes of `import evmamba_mm`: it registers import hooks and
+an allow-list, imports no toolbox, and changes nothing that works. A tool
+calls `init_cpu_dist` itself.
 """
 
 from . import mmcv_ops, mmpretrain_multimodal, safe_loading
@@ -12,7 +12,7 @@ __all__ = ['apply', 'init_cpu_dist']
 
 
 def apply() -> None:
-    """Makes the mends; a second call changes nothing.
+    """Makes the fixes; a second call changes nothing.
 
     Call it before mmcv.ops, mmdet, mmseg or mmpretrain is imported.
     """

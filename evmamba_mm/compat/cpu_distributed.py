@@ -4,9 +4,9 @@ Breaks: `torchrun` with a stock train tool, with "Found no NVIDIA driver",
 then with DistributedDataParallel's "device_ids" error.
 Why: mmengine selects a CUDA device before it starts the process group, and
 hands each model wrapper a device id.
-Mend: the tool starts the group with the gloo backend first, which mmengine
+Fix: the tool starts the group with the gloo backend first, which mmengine
 then keeps, and the config's model wrapper gets no device id.
-Can go: when mmengine starts processes without a GPU.
+Remove when mmengine starts processes without a GPU.
 """
 
 import datetime
@@ -26,9 +26,9 @@ logger = logging.getLogger('evmamba_mm')
 def init_cpu_dist(cfg: Config, launcher: str) -> bool:
     """Starts the gloo group and adapts the config, where there is no GPU.
 
-    A tool calls it before it builds the runner. With launcher 'none' or on a
-    machine with an accelerator nothing is done: mmengine's own way works.
-    `cfg.env_cfg.dist_cfg.timeout`, in seconds, is kept.
+    Call it before building the runner. With launcher 'none' or with an
+    accelerator it does nothing, because mmengine works there. It uses
+    `cfg.env_cfg.dist_cfg.timeout`, in seconds.
 
     Returns:
         Whether the processes train on the CPU.
@@ -48,7 +48,7 @@ def init_cpu_dist(cfg: Config, launcher: str) -> bool:
     if not distributed.is_initialized():
         distributed.init_process_group('gloo', timeout=_timeout(cfg))
         count = distributed.get_world_size()
-        logger.info('no GPU: %d processes work together by gloo', count)
+        logger.info('no GPU: training on the CPU in %d gloo processes', count)
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
@@ -73,8 +73,8 @@ def _refuse_sync_bn(cfg: Config) -> None:
     if place is not None:
         raise ValueError(
             f'{place} is a SyncBN, which torch has for GPUs only; without a '
-            "GPU use type='BN', or a single process, where it becomes a BN "
-            'by itself'
+            "GPU use type='BN', or a single process, which converts SyncBN "
+            'to BN'
         )
 
 

@@ -1,13 +1,13 @@
-"""Serves `mmcv._ext`, mmcv's compiled ops, where none are compiled.
+"""Provides `mmcv._ext`, mmcv's compiled ops, where none are compiled.
 
 Breaks: `import mmcv.ops`, hence mmdet and mmseg, with "No module named
 'mmcv._ext'".
 Why: mmcv-lite has no compiled ops, and the full mmcv of the toolboxes (2.1)
 does not build on today's torch: its sources are C++17, torch's headers ask
 for C++20.
-Mend: a finder at the end of `sys.meta_path` offers `mmcv_ext` of this
-package. A compiled extension is found before it and wins.
-Can go: when the toolboxes run with an mmcv that is built for today's torch.
+Fix: a finder at the end of `sys.meta_path` provides `mmcv_ext` of this
+package. A compiled extension takes precedence.
+Remove when the toolboxes run with an mmcv that is built for today's torch.
 """
 
 import logging
@@ -54,6 +54,6 @@ class _Loader(Loader):
         # name has to exist; those not served raise when they are called.
         module.__getattr__ = mmcv_ext.unserved_op
         logger.info(
-            'mmcv has no compiled ops here: torchvision and torch serve '
-            'them (mmcv._ext)'
+            'mmcv has no compiled ops: torchvision and torch replace them '
+            '(mmcv._ext)'
         )

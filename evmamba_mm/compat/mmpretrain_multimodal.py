@@ -2,12 +2,12 @@
 
 Breaks: `import mmpretrain`, with "NoneType takes no arguments" (transformers
 5, and 4.56 on) or "cannot import name 'GenerationMixin'" (4.52 on).
-Why: mmpretrain 1.2 imports its multi-modal models wherever transformers is
-installed, and these take names that transformers has dropped since.
-Mend: mmpretrain decides by one flag, which is set to what it is without
-transformers. Its multi-modal models (BLIP, OFA, ...) then say that they lack
-a dependency when they are built; all others work.
-Can go: when an mmpretrain imports beside a current transformers.
+Why: mmpretrain 1.2 imports its multi-modal models if transformers is
+installed, and these use names that transformers has removed since.
+Fix: set mmpretrain's flag for multi-modal models to its value without
+transformers. Building one of them (BLIP, OFA, ...) then reports a missing
+dependency; all other models work.
+Remove when an mmpretrain imports beside a current transformers.
 """
 
 import logging
@@ -27,13 +27,13 @@ logger = logging.getLogger('evmamba_mm')
 
 
 def apply() -> None:
-    """Registers the hook, once; to be done before mmpretrain is imported."""
+    """Registers the hook, once; call it before importing mmpretrain."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 def _broken_version() -> str | None:
-    """The installed transformers if mmpretrain cannot live with it."""
+    """The installed transformers version if mmpretrain fails with it."""
     try:
         version = metadata.version('transformers')
     except metadata.PackageNotFoundError:
@@ -69,7 +69,7 @@ def _clear_flag_after_import(spec: ModuleSpec, version: str) -> None:
         module.WITH_MULTIMODAL = False
         logger.warning(
             'mmpretrain does not work with transformers %s: its multi-modal '
-            'models are left out. For them: pip install "transformers<%s"',
+            'models are disabled; to use them: pip install "transformers<%s"',
             version,
             FIRST_BROKEN.removesuffix('.0'),
         )

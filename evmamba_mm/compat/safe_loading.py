@@ -1,14 +1,14 @@
-"""Lets `torch.load` read the checkpoints that mmengine makes.
+"""Lets `torch.load` read mmengine's checkpoints.
 
 Breaks: testing, resuming and `load_from` of an `epoch_N.pth`, with "Weights
 only load failed ... mmengine.logging.history_buffer.HistoryBuffer".
-Why: since torch 2.6 `torch.load` by default makes only objects of known
-types, and mmengine keeps its log in each checkpoint: HistoryBuffers, with
+Why: since torch 2.6 `torch.load` by default creates only objects of allowed
+types, and mmengine stores its log in each checkpoint: HistoryBuffers, with
 numpy arrays and references to their own methods.
-Mend: these types, and no more, are added to torch's allow-list. A method is
-pickled as a call of `getattr`, which would open every door: a stand-in that
-knows four methods of one class takes its place.
-Can go: when mmengine adds its types to the allow-list itself.
+Fix: add exactly these types to torch's allow-list. A method is pickled as a
+call of `getattr`, which would be unsafe to allow: a substitute that knows
+four methods of one class replaces it.
+Remove when mmengine adds its types to the allow-list itself.
 """
 
 import logging
@@ -66,7 +66,7 @@ def _scalar(dtype: np.dtype, content: bytes) -> np.generic:
 
 
 def _named(function: Callable, module: str, name: str) -> Callable:
-    """A stand-in that torch finds under the name of what it replaces."""
+    """A substitute that torch finds under the name of what it replaces."""
 
     def stand_in(*arguments):
         return function(*arguments)

@@ -1,4 +1,4 @@
-"""Data sets that the package makes by itself."""
+"""Data sets that the package generates."""
 
 from .digit_scenes import (
     CLASSES,

@@ -15,8 +15,8 @@ from .digit_sources import Sources
 def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
     """COCO's uncompressed run lengths of a (H, W) bool mask.
 
-    Runs go down the columns and start with the zeros. Polygons could not
-    tell the holes of 0, 6, 8 and 9.
+    Runs go down the columns and start with zeros. Polygons could not
+    represent the holes of 0, 6, 8 and 9.
     """
     flat = np.concatenate([[False], mask.ravel(order='F')])
     edges = np.flatnonzero(flat[1:] != flat[:-1])

@@ -117,7 +117,7 @@ def read_fingerprint(root: str | os.PathLike) -> dict[str, int | str]:
     if not isinstance(marker, dict) or marker.get('layout') != _LAYOUT:
         raise ValueError(
             f'root={str(root)!r} is not a digit data set of layout '
-            f'{_LAYOUT}; make it anew'
+            f'{_LAYOUT}; create it again'
         )
     return marker
 

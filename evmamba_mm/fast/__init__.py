@@ -1,8 +1,7 @@
-"""One fast path beside the layers: whole blocks by fused GPU kernels.
+"""The fast path: fused GPU kernels that compute whole blocks.
 
-The layers know nothing of it. A block is its kernels' reference: they run
-where a block is exactly what they compute, and the block itself runs
-everywhere else.
+The layers do not depend on it. A block is the reference of its kernels, which
+run only blocks that they compute exactly; all other blocks run their layers.
 """
 
 from .run import blocks_to_run, check_fused, run_block

@@ -1,9 +1,9 @@
-"""Blocks by fused kernels: each function computes what its block does.
+"""Blocks with fused kernels: each function computes what its block does.
 
-They are only called for a block that :mod:`.standard` has looked at, so they
-read parameters instead of calling modules. Every map inside is channels last.
+They run only blocks that :mod:`.standard` has checked, so they read parameters
+instead of calling modules. Every feature map inside is channels last.
 
-Shape letters: B batch, C channels, H W map, D inner channels.
+Shape letters: B batch, C channels, H W feature map, D inner channels.
 """
 
 from collections.abc import Callable
@@ -42,6 +42,8 @@ from ..ops.triton.linear import (
 from ..ops.triton.patch_embed import patch_layer_norm
 from ..ops.triton.squeeze_excite import squeeze_excite
 
+_ACTIVATIONS = {'gelu': F.gelu, 'relu': F.relu}
+
 
 def _fixed_norm(norm: nn.Module) -> ChannelNorm | None:
     """A BatchNorm in evaluation as the kernels take it, None for none."""
@@ -60,7 +62,7 @@ def _norm_act(
 ) -> Tensor:
     """BatchNorm and activation in one step; Identity stands for no norm."""
     if isinstance(norm, nn.Identity):
-        return F.relu(x) if activation == 'relu' else x
+        return x if activation == 'none' else _ACTIVATIONS[activation](x)
     return batch_norm_act(
         x,
         norm.weight,
@@ -77,7 +79,7 @@ def _norm_act(
 
 
 def _is_fixed(*modules: nn.Module) -> bool:
-    """Whether no gradient is asked for and every module is in evaluation."""
+    """Whether no gradient is needed and every module is in evaluation mode."""
     return not torch.is_grad_enabled() and not any(
         module.training for module in modules
     )

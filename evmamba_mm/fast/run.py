@@ -1,7 +1,7 @@
-"""Whether a block runs by kernels or by itself, decided in one place.
+"""Decides whether kernels or the layers run a block.
 
-The order is: the ``fused`` argument, then the environment variable
-``EVMAMBA_FUSED``, then tracers and transforms, the input, and the block.
+In this order: the ``fused`` argument, the environment variable
+``EVMAMBA_FUSED``, tracers and transforms, the input, and the block.
 """
 
 import functools
@@ -17,8 +17,13 @@ from torch.utils._device import DeviceContext
 
 from ..ops.tracing import constant_in_graphs, has_transforms, is_traced
 from ..ops.triton import triton_installed
-from .standard import KERNEL_DTYPES, autocast_dtype, difference, is_untouched
-from .traced import traced
+from .standard import (
+    KERNEL_DTYPES,
+    difference,
+    has_hooks,
+    is_untouched,
+)
+from .traced import autocast_dtype, traced
 
 ENVIRONMENT_VARIABLE = 'EVMAMBA_FUSED'
 INSTALL_LINE = 'pip install triton'
@@ -40,8 +45,9 @@ def check_fused(fused: bool | str) -> bool | str:
 @constant_in_graphs
 def _resolve(fused: bool | str) -> bool | str:
     """The argument, or for 'auto' what the environment variable says."""
-    if fused != 'auto':
+    if fused is True or fused is False:
         return fused
+    check_fused(fused)
     word = os.environ.get(ENVIRONMENT_VARIABLE, '').lower() or 'auto'
     if word not in _WORDS:
         raise ValueError(
@@ -59,8 +65,8 @@ def interpreted() -> bool:
 @functools.cache
 def _warn_of_missing_triton() -> None:
     _logger.warning(
-        'the fused kernels need Triton, without it the model runs by plain '
-        'torch, which is slower: %s',
+        'Triton is not installed: the model runs without the fused kernels, '
+        'which is slower; to install it: %s',
         INSTALL_LINE,
     )
 
@@ -74,7 +80,7 @@ def _unserved(x: Tensor) -> str | None:
     if x.numel() == 0:
         return 'the input is empty'
     if x.is_neg():
-        return 'the input is negated lazily'
+        return 'the input is a lazily negated view'
     return None
 
 
@@ -86,8 +92,8 @@ def _has_function_modes() -> bool:
 
 def _refuse(block: nn.Module, why: str) -> None:
     raise ValueError(
-        f'fused=True, but {type(block).__name__} cannot run by the fused '
-        f"kernels: {why}; use fused='auto' or False"
+        f'fused=True or {ENVIRONMENT_VARIABLE}=true, but the fused kernels '
+        f"cannot run {type(block).__name__}: {why}; use 'auto' or False"
     )
 
 
@@ -96,7 +102,7 @@ def _tell_once(block: nn.Module, why: str) -> None:
         return
     _told.add(block)
     _logger.info(
-        '%s runs by its modules, not by the fused kernels: %s',
+        '%s runs its layers, not the fused kernels: %s',
         type(block).__name__,
         why,
     )
@@ -105,14 +111,14 @@ def _tell_once(block: nn.Module, why: str) -> None:
 def _where_not(x: Tensor, fused: bool | str) -> str | None:
     """Why kernels do not run on this device, or None.
 
-    The interpreter is for tests and only runs where it is asked for.
+    The interpreter is for tests and runs only with ``fused=True``.
     """
     if not isinstance(x, Tensor):
         return f'the input is a {type(x).__name__}'
     if not x.is_cuda and not (fused is True and interpreted()):
         return (
-            f'the input is on {x.device}, the kernels need a CUDA device (or '
-            'the interpreter by TRITON_INTERPRET=1)'
+            f'the input is on {x.device}, and the kernels need a CUDA device '
+            "(or Triton's interpreter: TRITON_INTERPRET=1)"
         )
     if not triton_installed():
         _warn_of_missing_triton()
@@ -123,19 +129,20 @@ def _where_not(x: Tensor, fused: bool | str) -> str | None:
 def run_block(
     block: nn.Module, x: Tensor, fused: bool | str = 'auto'
 ) -> Tensor:
-    """Run a block of the backbone, by fused kernels where they serve.
+    """Run a block of the backbone, with fused kernels if they support it.
 
-    Kernels run where the block, with all below it, is exactly what they
-    compute: the types, every setting, no hook, no parametrisation, no patched
-    forward, plain parameter tensors. It is looked at in every call, so a
-    change takes effect at once; the log says once which module differs and
-    how. Under torch.compile, export, jit tracing, dispatch modes, function
-    modes and function transforms the block's own modules run.
+    Kernels run a block if they compute exactly what it and its children do:
+    types, every setting, no hook, no parametrisation, no patched forward,
+    ordinary parameters. Each call checks this, so a change takes effect at
+    once; the log says once which module differs and how. Under
+    torch.compile, export, jit tracing, dispatch modes, function modes and
+    function transforms the layers run.
 
     Args:
         block: Module of one tensor to one tensor.
         x: Its input.
-        fused: 'auto', False (never) or True: raise where kernels cannot run.
+        fused: 'auto', False (never) or True: raise where kernels cannot run,
+            but for tracers, modes and transforms.
 
     Raises:
         ValueError: If ``fused`` is True and the kernels cannot run the block.
@@ -169,13 +176,12 @@ def blocks_to_run(stage: nn.Module) -> list[nn.Module]:
         stage: An ``nn.Sequential``, or what stands in its place.
     """
     if torch.compiler.is_compiling():
+        # The compiler guards what it reads of a module, not what it lacks.
+        forward = getattr(stage.forward, '__func__', None)
         plain = (
             type(stage) is nn.Sequential
-            and 'forward' not in stage.__dict__
-            and not stage._forward_hooks
-            and not stage._forward_pre_hooks
-            and not stage._backward_hooks
-            and not stage._backward_pre_hooks
+            and forward is nn.Sequential.forward
+            and not has_hooks(stage)
         )
     else:
         plain = is_untouched(stage, nn.Sequential)

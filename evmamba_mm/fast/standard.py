@@ -1,7 +1,6 @@
-"""Whether a block is exactly what the fused kernels compute.
+"""Checks that the fused kernels compute exactly what a block does.
 
-The one list of every type and setting that they accept. Whatever is not here
-is called as it is.
+This file lists every type and setting that they accept.
 
 Shape letters: C channels, D inner channels, E hidden channels, K parameter
 sets, N states, R dt rank.
@@ -75,40 +74,37 @@ class _Difference(Exception):
     """A module is not what the kernels compute; the message says how."""
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """Dtype that linear maps of this input are computed in."""
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return x.dtype
-
-
 def _refuse(name: str, why: str) -> None:
     raise _Difference(f'{name or "the block"} {why}')
 
 
-def _untouched(name: str, module: nn.Module, kind: type[nn.Module]) -> None:
-    """Its class is this one, and nothing hangs on the instance."""
-    if type(module) is not kind:
-        _refuse(name, f'is a {type(module).__name__}, no {kind.__name__}')
-    if (
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs more than its forward."""
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-    ):
+    )
+
+
+def _untouched(name: str, module: nn.Module, kind: type[nn.Module]) -> None:
+    """The module has exactly this class, without hooks or patches."""
+    if type(module) is not kind:
+        _refuse(name, f'is a {type(module).__name__}, not a {kind.__name__}')
+    if has_hooks(module):
         _refuse(name, 'has a hook')
     if not module.__dict__.keys().isdisjoint(_METHOD_NAMES):
         own = module.__dict__.keys() & _METHOD_NAMES
-        _refuse(name, f'has a {", ".join(sorted(own))} of its own')
+        _refuse(name, f'has a patched {", ".join(sorted(own))}')
 
 
 def _check_classes() -> None:
     if _has_global_hooks():
-        raise _Difference('there are hooks on all modules')
+        raise _Difference('global module hooks are registered')
     for kind, method, original in _METHODS:
         if getattr(kind, method) is not original:
-            raise _Difference(f'{kind.__name__} has another {method}')
+            raise _Difference(f'{kind.__name__} has a patched {method}')
 
 
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -141,7 +137,7 @@ class _Looker:
         self.dtypes = KERNEL_DTYPES if autocast else (x.dtype,)
 
     def input(self, channels: int, least: int = 1) -> None:
-        """A map of these channels, at least so high and wide."""
+        """A feature map with these channels, at least this high and wide."""
         shape = self.shape
         if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
             _refuse('the input', f'has shape {tuple(shape)}')
@@ -149,9 +145,13 @@ class _Looker:
     def tensor(
         self, name: str, key: str, x: Tensor | None, shape: Sequence[int]
     ) -> None:
-        """A plain tensor of this shape."""
-        if type(x) not in _TENSORS or x.is_neg():
-            _refuse(name, f'holds no plain tensor as {key}')
+        """An ordinary tensor of this shape."""
+        if (
+            type(x) not in _TENSORS
+            or x.layout is not torch.strided
+            or x.is_neg()
+        ):
+            _refuse(name, f'has a {key} that is no ordinary tensor')
         if x.shape != shape:
             _refuse(name, f'has a {key} of shape {tuple(x.shape)}')
         if x.dtype not in self.dtypes or x.device != self.device:
@@ -167,7 +167,7 @@ class _Looker:
         """Parameters of these shapes; a bias of None stands for none."""
         # Pruning leaves a plain attribute that hides the parameter.
         if 'weight' in module.__dict__ or 'bias' in module.__dict__:
-            _refuse(name, 'holds a weight or bias that is no parameter')
+            _refuse(name, 'has a weight or bias that is no parameter')
         found = module._parameters
         self.tensor(name, 'weight', found.get('weight'), weight)
         if bias is not None:
@@ -210,8 +210,7 @@ class _Looker:
 
     def map_norm(self, name: str, module: nn.Module) -> int:
         """The channels of a LayerNorm2d."""
-        _untouched(name, module, LayerNorm2d)
-        channels = module.normalized_shape[0]
+        channels = getattr(module, 'normalized_shape', (0,))[0]
         self.layer_norm(name, module, channels, LayerNorm2d)
         return channels
 
@@ -230,7 +229,7 @@ class _Looker:
         self.weights(name, module, shape, shape)
 
     def batch_norm(self, name: str, module: nn.Module, channels: int) -> None:
-        """A BatchNorm2d, or the nn.Identity that deployment leaves."""
+        """A BatchNorm2d, or the nn.Identity that `fuse` leaves."""
         if type(module) is nn.Identity:
             _untouched(name, module, nn.Identity)
             return
@@ -244,11 +243,11 @@ class _Looker:
             self.tensor(name, key, module._buffers.get(key), shape)
         batches = module.num_batches_tracked
         if batches is not None and batches.dtype != torch.int64:
-            _refuse(name, f'counts batches in {batches.dtype}')
+            _refuse(name, f'has num_batches_tracked in {batches.dtype}')
 
     def scan_mixer(self, name: str, module: nn.Module, channels: int) -> None:
         if type(module) not in (ES2D, SS2D):
-            _refuse(name, f'is a {type(module).__name__}, no ES2D or SS2D')
+            _refuse(name, f'is a {type(module).__name__}, not ES2D or SS2D')
         _untouched(name, module, type(module))
         if module.A_logs.dim() != 2 or module.dt_projs_weight.dim() != 3:
             _refuse(name, 'has scan parameters of other dimensions')

@@ -1,9 +1,8 @@
-"""Blocks under torch.compile: their own modules, with faster convolutions.
+"""Blocks under torch.compile: their own layers, with faster convolutions.
 
-The compiler traces the modules and fuses them. The convolutions that it would
-leave to cuDNN go elsewhere: the depthwise 3x3 ones to the package's kernel,
-with the activations around them, and those whose stride is their side, of
-patches and of single pixels, to products of matrices.
+The compiler traces the layers and fuses them, but leaves convolutions to
+cuDNN. Here the package's kernel runs the depthwise 3x3 ones with their
+activations, and matrix products those whose kernel size is their stride.
 """
 
 from typing import Any
@@ -13,11 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .standard import KERNEL_DTYPES, autocast_dtype
+from .standard import KERNEL_DTYPES
 
 _ACTIVATIONS = {F.silu: 'silu', F.gelu: 'gelu', F.relu: 'relu'}
 # Older compilers do not trace through a mode.
 _MODES_TRACED = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 7)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Dtype that linear maps of this input are computed in."""
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return x.dtype
 
 
 def _kernels_run(x: Tensor) -> bool:
@@ -39,7 +46,7 @@ def _depthwise(
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution whose stride is its side, as one linear map."""
+    """A convolution whose kernel size is its stride, as a linear map."""
     side = weight.shape[2]
     if side == 1:
         # The compiler then writes the tokens as the product reads them.
@@ -86,7 +93,7 @@ def _is_linear(
 class _FasterConvolutions(TorchFunctionMode):
     """Replaces convolutions of 2-D maps while a block is traced.
 
-    An activation is joined to a convolution that has been traced already. The
+    An activation is fused into a convolution that was traced before. The
     compiler drops the first trace unless something else, such as a hook, uses
     its result.
     """
@@ -139,7 +146,8 @@ class _FasterConvolutions(TorchFunctionMode):
                 self._forget(func, tuple(x))
             if not isinstance(x, Tensor):
                 continue
-            if x is self.result or (self.made_of and x is self.made_of[0]):
+            made_of = self.made_of or ()
+            if x is self.result or any(x is part for part in made_of):
                 self.result = None
             if func is not torch.conv2d:
                 if x is self.rectified or x is self.before:

@@ -1,9 +1,9 @@
 """Forward and backward as CUDA graphs.
 
-A small network takes the GPU less time than Python needs to launch it. A CUDA
-graph launches all of it at once, but knows nothing of what has changed since
-it was captured. So what a graph fixes is compared with what is there before
-every replay; where they differ, the call runs as if there were no graph.
+A GPU runs a small network faster than Python launches it. A CUDA graph
+launches all of it at once, but does not see changes since its capture. So
+every call first compares the module with the captured state, and runs eagerly
+if they differ.
 """
 
 from .capture import autocast_dtype

@@ -17,8 +17,8 @@ def check_image(image: Tensor) -> None:
     """Refuse an image that is not on a GPU, with a ValueError."""
     if not image.is_cuda:
         raise ValueError(
-            f'image must be on a CUDA device, got {image.device}: there are '
-            'no graphs elsewhere'
+            f'image must be on a CUDA device, got {image.device}: CUDA graphs '
+            'need one'
         )
 
 

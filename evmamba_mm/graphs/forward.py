@@ -20,25 +20,23 @@ def graph_training(
 ) -> None:
     """Replay a module's forward and backward as CUDA graphs in training.
 
-    From then on a training call like the captured one replays it; every other
-    call runs as before. Like it is a call with gradients on, an image of this
-    shape, dtype and device that has no gradient itself, and this autocast
-    dtype, while the same parameters have gradients, the same submodules are
-    in training mode, and none has a hook. The activations of a replay last
-    until its backward, of which it has one; a call before that runs without
-    a graph. A second capture, of another shape or dtype, is added to the
-    first; one of the same takes its place.
+    Training calls that match the capture replay it; all others run eagerly. A
+    call matches if gradients are enabled, the image has the same shape, dtype
+    and device and needs no gradient, the autocast dtype is the same, the same
+    parameters need gradients, the same submodules are in training mode, and
+    none has a hook. The activations of a replay last until its backward,
+    which may run once; a second call before that runs eagerly. Capturing
+    another shape or dtype adds a graph, capturing the same one replaces it.
 
-    When a parameter, a buffer or a submodule is replaced or moved, the graph
-    is given up. Loading weights into it, and optimiser's steps, are followed.
-    Numbers that Python reads while it runs the module, such as a BatchNorm's
-    momentum or a rate of dropout, stay what they were at the capture. The
-    capture leaves buffers, such as BatchNorm's statistics, as they were. A
-    copy or a pickle of the module has no graphs.
+    Replacing or moving a parameter, a buffer or a submodule drops the graph.
+    Loading weights and optimiser steps take effect. Values that Python reads
+    in the forward, such as a BatchNorm's momentum or a dropout rate, stay as
+    captured. The capture does not change buffers such as BatchNorm's
+    statistics. A copy or a pickle of the module has no graphs.
 
     Args:
-        module: Takes one tensor and gives tensors, such as a backbone. It is
-            changed in place.
+        module: Maps one tensor to tensors, such as a backbone. It is changed
+            in place.
         image: Example on the GPU, (B, C, H, W); its contents do not matter.
         dtype: Autocast dtype of the training, None without autocast.
 
@@ -60,14 +58,13 @@ def graph_inference(
 ) -> None:
     """Replay a module's forward as a CUDA graph in inference.
 
-    From then on an evaluation call like the captured one, under
-    ``torch.no_grad()``, replays it; every other call runs as before.
-    :func:`graph_training` tells which call is like it, and what is followed.
-    The result of a replay is overwritten by the next: copy what has to last.
+    Evaluation calls under ``torch.no_grad()`` that match the capture replay
+    it; all others run eagerly. :func:`graph_training` says what must match.
+    The next replay overwrites the result: copy it to keep it.
 
     Args:
-        module: Takes one tensor and gives tensors, such as what
-            :func:`evmamba_mm.deploy.fuse` returns. It is changed in place.
+        module: Maps one tensor to tensors, such as the result of
+            :func:`evmamba_mm.deploy.fuse`. It is changed in place.
         image: Example on the GPU, (B, C, H, W); its contents do not matter.
         dtype: Autocast dtype of the calls, None without autocast.
 
@@ -85,7 +82,7 @@ def graph_inference(
 
 
 def remove_graphs(module: nn.Module) -> None:
-    """Give a module its plain forward back, and free its graphs' memory.
+    """Restore a module's own forward, and free its graphs' memory.
 
     Args:
         module: As given to :func:`graph_training` or
@@ -146,7 +143,7 @@ class _GraphedForward:
             del self.graphs[key]
             self._tell(
                 key,
-                'is given up: a parameter, a buffer or a submodule was moved '
+                'is dropped: a parameter, a buffer or a submodule was moved '
                 'or replaced after the capture',
             )
             return False
@@ -154,13 +151,13 @@ class _GraphedForward:
             self._tell(
                 key,
                 'is not replayed: hooks, training mode or the parameters with '
-                'gradients are not those of the capture',
+                'gradients differ from the capture',
             )
             return False
         if graph.waits():
             self._tell(
                 key,
-                'is not replayed for a call before the backward of the last',
+                'is not replayed for a second forward before the backward',
             )
             return False
         return True

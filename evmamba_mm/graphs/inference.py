@@ -37,7 +37,7 @@ class InferenceGraph:
                 self._output = eager(self._image)
 
     def waits(self) -> bool:
-        """Whether a replay would take from another what it needs yet."""
+        """Whether a replay would overwrite what another one still needs."""
         return False
 
     def replay(self, image: Tensor):

@@ -14,12 +14,11 @@ _requires_grad = attrgetter('requires_grad')
 
 
 class ModuleState:
-    """Compares a module with what it was when this was made.
+    """Compares a module with its state when this was created.
 
-    Where its tensors lie is told apart from how it is set: the graph of a
-    module that has moved is of no use any more, since what was computed
-    beside it, from where its weights were, may be gone as well. It is written
-    for speed: every replay waits for it.
+    It separates the addresses of tensors from the settings: the graph of a
+    moved module is useless, since values computed from the old weights may be
+    gone too. It is written for speed, because every replay waits for it.
 
     Args:
         module: The module.
@@ -56,7 +55,7 @@ class ModuleState:
         ]
 
     def has_moved(self) -> bool:
-        """Whether a module, a parameter or a buffer is another one now."""
+        """Whether a module, a parameter or a buffer was replaced or moved."""
         members = self._members()
         return (
             len(members) != len(self._first)

@@ -1,8 +1,8 @@
 """A captured forward and its captured backward.
 
-torch.cuda.make_graphed_callables is not used. The gradients that it returns
-are overwritten by the next replay, which spoils gradients that accumulate,
-and it cannot capture what DistributedDataParallel has wrapped already.
+This does not use torch.cuda.make_graphed_callables: its next replay overwrites
+the gradients that it returned, which breaks gradient accumulation, and it
+cannot capture a module that DistributedDataParallel has wrapped.
 """
 
 import weakref
@@ -106,7 +106,7 @@ class TrainingGraph:
             output = self._eager(self._image)
         outputs, self._structure = _pytree.tree_flatten(output)
         if not all(isinstance(output, Tensor) for output in outputs):
-            raise ValueError('module must give nothing but tensors')
+            raise ValueError('module must return only tensors')
         return outputs
 
     def _capture(self, leaves: Sequence[Tensor]) -> None:
@@ -138,7 +138,7 @@ class TrainingGraph:
         self._outputs = [output.detach() for output in outputs]
 
     def waits(self) -> bool:
-        """Whether the backward of the last replay is still to come."""
+        """Whether the backward of the last replay has not run yet."""
         return self._due is not None and self._node() is not None
 
     def replay(self, image: Tensor):
@@ -164,9 +164,9 @@ class TrainingGraph:
         """Replay the backward of the call of this number."""
         if self._due != number:
             raise RuntimeError(
-                'the activations of this replay are gone: a CUDA graph has '
-                'one backward, before its next forward; '
-                'evmamba_mm.graphs.remove_graphs(module) lifts that limit'
+                'the activations of this replay are gone: call backward once, '
+                'before the next forward, or remove the graphs with '
+                'evmamba_mm.graphs.remove_graphs(module)'
             )
         self._due = None
         pairs = zip(gradients, self._differentiable, strict=True)

@@ -1,4 +1,4 @@
-"""A part of a model captured as CUDA graphs while mmengine trains it."""
+"""Captures a part of a model as CUDA graphs while mmengine trains it."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ _logger = logging.getLogger('evmamba_mm')
 
 
 class _Call(NamedTuple):
-    """Calls that one capture serves."""
+    """Calls that can replay one capture."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -39,25 +39,32 @@ class _Call(NamedTuple):
 class CUDAGraphHook(Hook):
     """Train a part of the model with CUDA graphs.
 
-    Calls are watched until images of one shape came often enough; their
-    forward and backward are then captured by
-    :func:`evmamba_mm.graphs.graph_training`, between two iterations. Images
-    of other shapes, such as a smaller last batch, and validation run as they
-    do without this hook. After the training the module is as it was before.
+    The hook counts calls until an image shape was frequent enough, and then
+    captures its forward and backward between two iterations, with
+    :func:`evmamba_mm.graphs.graph_training`. Other shapes, such as a smaller
+    last batch, and validation run eagerly. Training ends with the module's
+    own forward restored.
 
     Args:
-        module: Path of the part in the model, with dots. It takes one tensor.
-        shapes: Most shapes to capture. Each keeps its activations' memory.
-        repeats: Training calls of one shape before its capture.
+        module: Dotted path of the part in the model. It takes one tensor.
+        shapes: How many shapes to capture at most. Each keeps the memory of
+            its activations.
+        repeats: Training calls with one shape before its capture.
+        strict: Whether a part that cannot be captured ends the training.
+            Otherwise a warning says why, and it trains without graphs.
 
     Raises:
-        ValueError: If an argument is not legal; or, before the training, if
-            the model has no such part, it cannot be captured, or something
-            else than DistributedDataParallel wraps the model.
+        ValueError: If an argument is illegal; or, before a strict training,
+            if the model has no such part, the part cannot be captured, or a
+            wrapper other than DistributedDataParallel holds the model.
     """
 
     def __init__(
-        self, module: str = 'backbone', shapes: int = 1, repeats: int = 3
+        self,
+        module: str = 'backbone',
+        shapes: int = 1,
+        repeats: int = 3,
+        strict: bool = True,
     ) -> None:
         if not isinstance(module, str) or not module:
             raise ValueError(
@@ -69,24 +76,26 @@ class CUDAGraphHook(Hook):
         self.module = module
         self.shapes = shapes
         self.repeats = repeats
+        self.strict = strict
         self._part: nn.Module | None = None
         self._handle = None
         self._seen: Counter[_Call] = Counter()
         self._captured: set[_Call] = set()
 
     def before_train(self, runner) -> None:
-        """Find the module and begin to watch its calls."""
-        if runner.cfg.get('compile'):
-            raise ValueError(
-                'CUDAGraphHook and compile exclude each other, got '
-                f'compile={runner.cfg["compile"]!r}; remove one of them'
-            )
-        part = self._find(runner.model)
-        check_training(part)
+        """Find the module and start counting its calls."""
+        try:
+            part = self._capturable(runner)
+        except ValueError as error:
+            if self.strict:
+                raise
+            _logger.warning('training without CUDA graphs: %s', error)
+            return
         if not any(parameter.is_cuda for parameter in part.parameters()):
-            _logger.warning(
-                'CUDAGraphHook does nothing: %s is not on a CUDA device, so '
-                'that it is trained without graphs',
+            _logger.log(
+                logging.WARNING if self.strict else logging.INFO,
+                'CUDAGraphHook does nothing: %s is not on a CUDA device and '
+                'trains without graphs',
                 self.module,
             )
             return
@@ -98,24 +107,26 @@ class CUDAGraphHook(Hook):
     def before_train_iter(
         self, runner, batch_idx: int, data_batch=None
     ) -> None:
-        """Capture what was seen often enough."""
+        """Capture the shapes that came often enough."""
         if self._handle is None:
             return
         for call, times in self._seen.items():
             if times >= self.repeats and call not in self._captured:
                 self._capture(call)
+            if self._part is None:
+                return
             if len(self._captured) == self.shapes:
                 self._stop_watching()
                 return
 
     def after_train(self, runner) -> None:
-        """Give the module its plain forward back."""
+        """Restore the module's own forward."""
         if self._part is None:
             return
         if not self._captured:
             _logger.warning(
-                'CUDAGraphHook captured nothing: no shape of images came to '
-                '%s %d times in training; most often came %s',
+                'CUDAGraphHook captured nothing: %s saw no image shape %d '
+                'times in training; the most frequent was %s',
                 self.module,
                 self.repeats + 1,
                 self._seen.most_common(1) or 'none',
@@ -124,12 +135,22 @@ class CUDAGraphHook(Hook):
         remove_graphs(self._part)
         self._part = None
 
+    def _capturable(self, runner) -> nn.Module:
+        if runner.cfg.get('compile'):
+            raise ValueError(
+                'CUDAGraphHook cannot be combined with compile, got '
+                f'compile={runner.cfg["compile"]!r}; remove one of them'
+            )
+        part = self._find(runner.model)
+        check_training(part)
+        return part
+
     def _find(self, model: nn.Module) -> nn.Module:
         if is_model_wrapper(model):
             if not isinstance(model, DistributedDataParallel):
                 raise ValueError(
-                    'CUDAGraphHook works in one process a GPU, with '
-                    'MMDistributedDataParallel or without, got a model in '
+                    'CUDAGraphHook needs an unwrapped model or '
+                    'MMDistributedDataParallel, got '
                     f'{type(model).__name__}'
                 )
             model = model.module
@@ -144,8 +165,8 @@ class CUDAGraphHook(Hook):
                 )
         if is_model_wrapper(part):
             raise ValueError(
-                f'module={self.module!r} must be no wrapper of another, got '
-                f'{type(part).__name__}; {self.module}.module is the other'
+                f'module={self.module!r} must not be a wrapper, got '
+                f'{type(part).__name__}; use {self.module}.module'
             )
         return part
 
@@ -182,7 +203,16 @@ class CUDAGraphHook(Hook):
     def _capture(self, call: _Call) -> None:
         start = time.perf_counter()
         image = torch.zeros(call.shape, dtype=call.dtype, device=call.device)
-        graph_training(self._part, image, call.autocast)
+        try:
+            graph_training(self._part, image, call.autocast)
+        except (RuntimeError, ValueError) as error:
+            if self.strict:
+                raise
+            _logger.warning('training without CUDA graphs: %s', error)
+            self._stop_watching()
+            remove_graphs(self._part)
+            self._part = None
+            return
         self._captured.add(call)
         _logger.info(
             'CUDAGraphHook captured %s for images of %s, in %.1f s',

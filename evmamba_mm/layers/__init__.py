@@ -1,4 +1,4 @@
-"""Building blocks: plain modules that exchange maps (B, C, H, W).
+"""Building blocks: modules that exchange feature maps (B, C, H, W).
 
 The maps' memory is channels last, so that the channels-last view of a linear
 map, a norm or the scan costs nothing.

@@ -110,7 +110,7 @@ class BiMamba(nn.Module):
         return u, dt_proj(dt).mT, B.mT, C.mT
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, C) to (B, L, C)."""
+        """Feature map (B, L, C) to (B, L, C)."""
         value, gate = self.in_proj(x).chunk(2, dim=-1)
         u = value.mT
         forwards = self._streams(u, self.conv1d, self.x_proj, self.dt_proj)

@@ -9,11 +9,11 @@ from .scan_mixer import ScanMixer
 
 
 class ES2D(ScanMixer):
-    """Gated mixer that scans every ``step_size``-th cell as a group.
+    """Gated mixer that scans every ``step_size``-th position as a group.
 
     Args:
-        channels: Channels of the map (B, C, H, W).
-        step_size: Distance between two cells of a group.
+        channels: Channels of the feature map (B, C, H, W).
+        step_size: Distance between two positions of a group.
         d_state: States of the scan.
         expand_ratio: Inner channels over channels.
         dt_rank: Rank of the step-size projection; a sixteenth of the
@@ -50,7 +50,7 @@ class ES2D(ScanMixer):
         self.step_size = step_size
 
     def scan(self, u: Tensor) -> Tensor:
-        """Scan a map (B, H, W, D) group by group."""
+        """Scan a feature map (B, H, W, D) group by group."""
         return es2d_scan(
             u,
             self.x_proj_weight,

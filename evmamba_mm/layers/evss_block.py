@@ -1,6 +1,6 @@
 """The EVSS block, a scan branch beside a convolution branch: Eq. 6.
 
-Shape letters: B batch, C channels, H W map.
+Shape letters: B batch, C channels, H W feature map.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ class EVSSBlock(nn.Module):
     """Residual block around a mixer, with or without the fusion.
 
     With fusion ``x + drop_path(se(mixer(n)) + se(conv_branch(n)))``, where n
-    is ``norm(x)`` and one and the same ``se`` serves both branches. Without
-    it ``x + drop_path(mixer(n))``.
+    is ``norm(x)`` and both branches share one ``se``. Without fusion
+    ``x + drop_path(mixer(n))``.
 
     Args:
         channels: C.
@@ -55,7 +55,7 @@ class EVSSBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W)."""
+        """Feature map (B, C, H, W) to (B, C, H, W)."""
         n = self.norm(x)
         if not self.fusion:
             return x + self.drop_path(self.mixer(n))

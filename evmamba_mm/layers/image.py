@@ -36,7 +36,18 @@ def check_image(image: Tensor, conv: nn.Module) -> None:
             f'{weight.device}; move one of them'
         )
     if type(conv) is nn.Conv2d:
+        _check_dtype(image, weight)
         _check_shape(image.shape, conv)
+
+
+def _check_dtype(image: Tensor, weight: Tensor) -> None:
+    if image.dtype == weight.dtype:
+        return
+    if not torch.is_autocast_enabled(image.device.type):
+        raise ValueError(
+            f'the image is in {image.dtype}, the backbone in {weight.dtype}; '
+            'convert one of them, or use torch.autocast'
+        )
 
 
 def _check_shape(shape: torch.Size, conv: nn.Conv2d) -> None:

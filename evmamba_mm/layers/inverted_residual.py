@@ -1,6 +1,6 @@
 """MobileNetV2's block with channel attention, the InRes of Eq. 7.
 
-Shape letters: B batch, C channels, H W map.
+Shape letters: B batch, C channels, H W feature map.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from .squeeze_excite import ConvSqueezeExcite
 
 
 class InvertedResidual(nn.Module):
-    """Inverted residual block on a map (B, C, H, W).
+    """Inverted residual block on a feature map (B, C, H, W).
 
     ``x + drop_path(conv_pw2(se(conv_dw(conv_pw(x)))))``.
 
@@ -56,6 +56,6 @@ class InvertedResidual(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W)."""
+        """Feature map (B, C, H, W) to (B, C, H, W)."""
         y = self.conv_pw2(self.se(self.conv_dw(self.conv_pw(x))))
         return x + self.drop_path(y)

@@ -1,4 +1,4 @@
-"""The stem: an image to the first map.
+"""The stem, from the image to the first feature map.
 
 Shape letters: B batch, C channels, H W image, P patch size.
 """

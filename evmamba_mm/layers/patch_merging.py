@@ -1,6 +1,6 @@
 """Downsampling between stages.
 
-Shape letters: B batch, C channels, H W map.
+Shape letters: B batch, C channels, H W feature map.
 """
 
 import torch.nn.functional as F

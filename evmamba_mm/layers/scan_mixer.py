@@ -1,7 +1,7 @@
 """Gated token mixer around a 2-D selective scan: the paper's Eq. 5.
 
-Shape letters: B batch, C channels, H W map, D inner channels, K parameter
-sets, N states, R dt rank.
+Shape letters: B batch, C channels, H W feature map, D inner channels, K
+parameter sets, N states, R dt rank.
 """
 
 import math
@@ -36,7 +36,7 @@ def check_sizes(sizes: dict[str, int]) -> None:
 
 
 class ScanMixer(nn.Module):
-    """Gated token mixer of a map (B, C, H, W); a subclass says how to scan.
+    """Gated token mixer of (B, C, H, W); subclasses define the scan.
 
     ``u, z = in_proj(x)``, then
     ``out_proj(out_norm(scan(act(conv2d(u)))) * act(z))``.
@@ -95,7 +95,7 @@ class ScanMixer(nn.Module):
 
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:
-        """Initialise what the scan owns."""
+        """Initialise the parameters of the scan."""
         inner, rank = self.dt_projs_weight.shape[1:]
         self.x_proj_weight.uniform_(-(inner**-0.5), inner**-0.5)
         self.dt_projs_weight.uniform_(-(rank**-0.5), rank**-0.5)
@@ -104,11 +104,11 @@ class ScanMixer(nn.Module):
         self.Ds.fill_(1)
 
     def scan(self, u: Tensor) -> Tensor:
-        """Scan a map (B, H, W, D)."""
+        """Scan a feature map (B, H, W, D)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W)."""
+        """Feature map (B, C, H, W) to (B, C, H, W)."""
         u, gate = self.in_proj(channels_last(x)).chunk(2, dim=-1)
         u = self.act(self.conv2d(channels_first(u)))
         y = self.scan(channels_last(u))

@@ -1,6 +1,6 @@
 """Channel attention of the two block types.
 
-Shape letters: B batch, C channels, H W map, E hidden channels.
+Shape letters: B batch, C channels, H W feature map, E hidden channels.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from .linear import init_linear
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention on a map (B, C, H, W), its gate from a LayerNorm.
+    """Channel attention on (B, C, H, W), whose gate starts with a LayerNorm.
 
-    The gate is computed from the normalised map and applied to the map as it
-    came. One such module serves both branches of an EVSS block.
+    The gate is computed from the normalised feature map and applied to the
+    unnormalised one. Both branches of an EVSS block share one module.
 
     Args:
         channels: C.
@@ -47,9 +47,9 @@ class SqueezeExcite(nn.Module):
 
 
 class ConvSqueezeExcite(nn.Module):
-    """Channel attention on a map (B, C, H, W), its gate from the mean.
+    """Channel attention on (B, C, H, W), whose gate starts with the mean.
 
-    The form inside the inverted residual block.
+    This is the form of the inverted residual block.
 
     Args:
         channels: C.

@@ -11,10 +11,10 @@ FOUR_DIRECTIONS = CrossDirections().directions
 
 
 class SS2D(ScanMixer):
-    """Gated mixer that scans the whole map in several directions.
+    """Gated mixer that scans the feature map in several directions.
 
     Args:
-        channels: Channels of the map (B, C, H, W).
+        channels: Channels of the feature map (B, C, H, W).
         d_state: States of the scan.
         expand_ratio: Inner channels over channels.
         dt_rank: Rank of the step-size projection; a sixteenth of the
@@ -55,7 +55,7 @@ class SS2D(ScanMixer):
         self.directions = geometry.directions
 
     def scan(self, u: Tensor) -> Tensor:
-        """Scan a map (B, H, W, D) in every direction and sum."""
+        """Scan a feature map (B, H, W, D) in every direction and sum."""
         return ss2d_scan(
             u,
             self.x_proj_weight,

@@ -1,6 +1,6 @@
 """The stem and the block of Vim.
 
-Shape letters: B batch, H W map, L length, C channels, P patch size.
+Shape letters: B batch, H W feature map, L length, C channels, P patch size.
 """
 
 from torch import Tensor, nn
@@ -71,5 +71,5 @@ class VimBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, C) to (B, L, C)."""
+        """Feature map (B, L, C) to (B, L, C)."""
         return x + self.drop_path(self.mixer(self.norm(x)))

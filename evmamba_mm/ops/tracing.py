@@ -1,4 +1,4 @@
-"""Whether the present call is recorded or transformed rather than just run.
+"""Tells whether a tracer or a transform sees the present call.
 
 Kernels without a dispatcher entry are invisible to a tracer and to a
 transform, so their callers ask here first.
@@ -41,7 +41,7 @@ def has_transforms() -> bool:
 
 
 def has_derivative_transforms() -> bool:
-    """Tell whether a derivative is taken by more than plain backward calls.
+    """Tell whether derivatives need more than ordinary backward calls.
 
     That is forward-mode AD (torch.func.jvp, dual numbers), for which a custom
     op would silently drop the tangent, or torch.func.grad and its kin, which

@@ -109,3 +109,19 @@ def test_a_hook_inside_a_block_is_traced():
         torch.testing.assert_close(
             compiled(model)(image), expected, rtol=1e-4, atol=1e-5
         )
+
+
+def test_what_changes_after_the_first_call_takes_effect():
+    model = EfficientVMamba('atto').eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        run = torch.compile(model, backend='aot_eager')
+        (before,) = run(image)
+        stage = model.stages[0]
+        stage.forward = lambda x: torch.roll(
+            torch.nn.Sequential.forward(stage, x), 1, 1
+        )
+        (expected,) = model(image)
+        (actual,) = run(image)
+    assert not torch.allclose(expected, before, atol=1e-3)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)

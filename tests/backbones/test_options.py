@@ -131,7 +131,7 @@ def test_an_activation_of_mmengines_registry():
         (dict(type='NoSuchAct'), 'class of torch.nn or of mmengine.*NoSuch'),
         (dict(type='functional'), 'class of torch.nn.*functional'),
         (dict(inplace=True), "dict such as dict\\(type='GELU'\\)"),
-        (dict(type='ReLU', inplace=True), 'not be in place'),
+        (dict(type='ReLU', inplace=True), 'not set inplace'),
         ('GELU', "dict such as dict\\(type='GELU'\\), got 'GELU'"),
         (None, 'got None'),
     ],
@@ -193,3 +193,39 @@ def test_forced_kernels_are_refused_on_a_cpu(forced, monkeypatch):
     model = build(fused='auto' if forced == 'environment' else True)
     with pytest.raises(ValueError, match='fused=True.*PatchEmbed.*cpu'):
         model(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(block_types=5),
+        dict(block_types=None),
+        dict(out_indices=None),
+        dict(out_indices=2.0),
+        dict(out_indices=True),
+        dict(frozen_stages=1.0),
+        dict(se_ratio=float('inf')),
+        dict(act_cfg=dict(type='GELU', foo=1)),
+        dict(act_cfg=dict(type='Linear')),
+        dict(act_cfg=dict(type=torch.relu)),
+        dict(act_cfg=dict(type=5)),
+    ],
+    ids=lambda options: '-'.join(options),
+)
+def test_an_illegal_option_is_named(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        EfficientVMamba('atto', **options)
+
+
+def test_an_image_of_another_dtype_is_refused():
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with pytest.raises(ValueError, match='image is in torch.float64'):
+        EfficientVMamba('atto')(image)
+
+
+def test_a_switch_that_is_set_later_is_checked():
+    model = EfficientVMamba('atto')
+    model.fused = 'yes'
+    with pytest.raises(ValueError, match="fused must be.*'yes'"):
+        model(torch.randn(1, 3, 64, 64))

@@ -11,6 +11,7 @@ from torch import nn
 from evmamba_mm.benchmark import (
     classifiers,
     detection,
+    iteration,
     models,
     modes,
     rows,
@@ -71,6 +72,7 @@ def test_command_line_knows_the_values_that_the_code_knows():
     assert benchmark.PHASES == modes.PHASES
     assert benchmark.DTYPES == tuple(modes.DTYPES)
     assert benchmark.SCAN_PHASES == scans.PHASES
+    assert benchmark.ITERATION_MODES == iteration.MODES
     assert (ROOT / benchmark.DETECTOR).is_file()
 
 
@@ -311,3 +313,38 @@ def test_deployed_keeps_what_the_scan_reads_precise():
     mixer = made.backbone.stages[0][0].mixer
     assert mixer.in_proj.weight.dtype == torch.bfloat16
     assert mixer.A_logs.dtype == mixer.Ds.dtype == torch.float32
+
+
+@pytest.fixture
+def toy(tmp_path):
+    path = tmp_path / 'toy.py'
+    base = ROOT / 'configs/mmpretrain/evmamba-tiny_16xb128-amp-300e_in1k.py'
+    path.write_text(
+        f"_base_ = '{base}'\n"
+        "model = dict(backbone=dict(arch='atto'),\n"
+        '             head=dict(in_channels=128))\n'
+        "optim_wrapper = dict(type='OptimWrapper')\n"
+        'train_dataloader = dict(batch_size=2)\n'
+    )
+    return path
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')
+def test_iteration_has_a_time_and_parts(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(iteration, 'WARM_UP', 1)
+    file = tmp_path / 'rows.csv'
+    arguments = ('--random', 32, '--repeats', 2, '--csv', file)
+    assert run('iteration', toy, *arguments) == 0
+    found = rows.read(file)
+    assert [x['phase'] for x in found] == list(iteration.PHASES)
+    assert all(float(x['ms']) > 0 for x in found[:3])
+    assert {x['size'] for x in found} == {'32x32'}
+    assert {x['batch'] for x in found} == {'2'}
+
+
+def test_noise_is_for_classifiers():
+    config = (
+        ROOT / 'configs/mmseg/upernet_evmamba-tiny_4xb4-160k_ade20k-512x512.py'
+    )
+    with pytest.raises(ValueError, match='random images serve configs of'):
+        iteration.batches_of(config, 32, CPU)

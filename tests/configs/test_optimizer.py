@@ -198,7 +198,7 @@ def test_learning_rate_of_segmentors(config):
     'leaf', ['evmamba-tiny_16xb128-amp-300e_in1k'], indirect=True
 )
 def test_average_of_classifiers(config):
-    (settings,) = config.custom_hooks
+    _, settings = config.custom_hooks
     # As the runner does.
     settings.pop('priority')
     hook = HOOKS.build(settings)

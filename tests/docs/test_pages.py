@@ -38,7 +38,6 @@ _MISSPELT = 'evmamba-atto_1xb16-15e_digit.py'
 # What replaced it, and what a former run was made with.
 _FORMER = {
     ROOT / 'CHANGELOG.md': {'EVMAMBA_FUSED_BACKEND'},
-    DOCS / 'kernels.md': {'EVMAMBA_FUSED_BACKEND'},
 }
 WITH_TASKS = ('analysis_tools/benchmark', 'paper/figures')
 each_page = pytest.mark.parametrize(

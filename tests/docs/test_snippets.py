@@ -106,7 +106,21 @@ def test_config_builds_and_its_parts_fit(name, folder):
             assert [x.shape[-1] for x in maps] == [16, 8, 4, 2, 1]
             assert weights['prefix'] == 'backbone.'
         else:
-            assert model.head(maps).shape == (1, 1000)
+            classes = config.model.head.num_classes
+            assert model.head(maps).shape == (1, classes)
+
+
+@pytest.mark.parametrize(
+    ('name', 'rate'), [('my_detector.py', 1e-4), ('my_segmentor.py', 6e-5)]
+)
+def test_config_carries_the_recipe(name, rate, folder):
+    pytest.importorskip(HOSTS[name], reason=f'{HOSTS[name]} is not installed')
+    config = Config.fromfile(folder / name)
+    assert config.model.backbone.init_cfg.type == 'Pretrained'
+    assert config.optim_wrapper.optimizer.type == 'AdamW'
+    assert config.optim_wrapper.optimizer.lr == rate
+    assert config.optim_wrapper.paramwise_cfg.norm_decay_mult == 0
+    assert all(s.get('eta_min', 0) < rate for s in config.param_scheduler)
 
 
 @pytest.mark.parametrize('name', PRINTING)
@@ -122,7 +136,7 @@ def test_changed_blocks_differ_as_shown(folder):
     page = (ROOT / 'docs' / 'configs.md').read_text()
     for block, shape in ((changed, (1, 48, 56, 56)), (last, (1, 384, 7, 7))):
         why = difference(block, torch.zeros(shape))
-        assert f'not by the fused kernels: {why}\n' in page
+        assert f'not the fused kernels: {why}\n' in page
 
 
 def test_fused_detector_predicts_the_same(folder):

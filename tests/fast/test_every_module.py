@@ -115,7 +115,7 @@ def test_forward_of_the_instance(kernels, kind, path):
         forward = module.forward
         module.forward = lambda x: odd(forward(x))
 
-    where = f'{path or "the block"} has a forward of its own'
+    where = f'{path or "the block"} has a patched forward'
     check(kernels, kind, change, where)
 
 
@@ -235,7 +235,7 @@ def test_weight_of_a_tensor_subclass(kernels, kind, path):
         weight = module.weight.detach().as_subclass(Tagged)
         module.weight = nn.Parameter(weight)
 
-    check(kernels, kind, change, 'no plain tensor as weight')
+    check(kernels, kind, change, 'weight that is no ordinary tensor')
 
 
 @on(WEIGHTED)

@@ -265,14 +265,14 @@ for kind, where in (
 
 case(
     'evss',
-    'mixer has a scan',
-    'of its own',
+    'mixer has a patched scan',
+    'patched',
     with_method('mixer', 'scan', lambda mixer, u: u / 2),
 )
 case(
     'evss',
-    'mixer.conv2d has a _conv_forward',
-    'of its own',
+    'mixer.conv2d has a patched _conv_forward',
+    'patched',
     with_method('mixer.conv2d', '_conv_forward', lambda conv, x, w, b: odd(x)),
 )
 case('evss', 'there are no kernels for a Wrapper', 'whole', Wrapper)

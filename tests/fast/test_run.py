@@ -107,8 +107,8 @@ def test_fused_names_the_block_and_the_module(kernels):
     block = built('evss')
     block.se.act = nn.ReLU()
     message = (
-        'fused=True, but EVSSBlock cannot run by the fused kernels: '
-        "se.act is a ReLU, no GELU; use fused='auto' or False"
+        'fused=True or EVMAMBA_FUSED=true, but the fused kernels cannot run '
+        "EVSSBlock: se.act is a ReLU, not a GELU; use 'auto' or False"
     )
     with pytest.raises(ValueError) as error:
         run_block(block, input_of('evss'), True)
@@ -122,7 +122,7 @@ def test_fused_of_a_block_without_kernels(kernels):
 
 def test_fused_on_a_cpu_without_the_interpreter(stem, monkeypatch):
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    with pytest.raises(ValueError, match='the input is on cpu, the kernels'):
+    with pytest.raises(ValueError, match='the input is on cpu, and the'):
         run_block(stem.cpu(), input_of('stem').cpu(), True)
 
 
@@ -147,10 +147,10 @@ def test_a_change_is_logged_once_a_block(kernels, lines):
     with torch.no_grad():
         for _ in range(2):
             net.eval()(image(1))
-    told = [line for line in lines() if 'by its modules' in line]
+    told = [line for line in lines() if 'runs its layers' in line]
     assert told == 2 * [
-        'EVSSBlock runs by its modules, not by the fused kernels: '
-        'conv_branch.2 is a ReLU, no GELU'
+        'EVSSBlock runs its layers, not the fused kernels: '
+        'conv_branch.2 is a ReLU, not a GELU'
     ]
 
 
@@ -160,7 +160,7 @@ def test_an_unchanged_model_is_not_logged(kernels, lines):
         net = model(fused=False).eval()
         net.stages[0][0].se.act = nn.ReLU()
         net(image(1))
-    assert not [line for line in lines() if 'by its modules' in line]
+    assert not [line for line in lines() if 'runs its layers' in line]
 
 
 def test_a_default_device_is_no_observer(kernels, stem):

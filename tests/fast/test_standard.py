@@ -324,3 +324,21 @@ def test_a_wide_block(kernels):
     x = torch.randn(1, 40, 4, 4, device=DEVICE)
     expected = seen(block(), x, by_block(False), False)
     assert_same(seen(block(), x, by_block('auto'), False), expected)
+
+
+def test_batched_gradients_say_what_serves_them(kernels):
+    block, x = built('evss').train(), input_of('evss').requires_grad_()
+    y = run_block(block, x)
+    directions = torch.randn(2, *y.shape, device=y.device)
+    with pytest.raises(RuntimeError, match='batched gradients.*fused=False'):
+        torch.autograd.grad(y, x, directions, is_grads_batched=True)
+
+
+def test_sparse_weights_are_left_to_the_modules(kernels):
+    block, x = built('evss').eval(), input_of('evss')
+    weight = block.mixer.in_proj.weight
+    dense = weight.detach().clone()
+    block.mixer.in_proj.weight = nn.Parameter(weight.detach().to_sparse())
+    assert 'holds no plain tensor as weight' in difference(block, x)
+    block.mixer.in_proj.weight = nn.Parameter(dense)
+    assert difference(block, x) is None

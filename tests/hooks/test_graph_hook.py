@@ -90,7 +90,7 @@ class Recomputing(nn.Conv2d):
         (
             CUDAGraphHook(),
             Made(model_of(nn.ReLU()), compile=True),
-            'compile exclude each other',
+            'cannot be combined with compile',
         ),
     ],
     ids=['absent', 'parameter', 'sync', 'with-cp', 'compile'],
@@ -98,6 +98,46 @@ class Recomputing(nn.Conv2d):
 def test_what_cannot_be_captured_is_refused(hook, runner, message):
     with pytest.raises(ValueError, match=message):
         hook.before_train(runner)
+
+
+def test_what_cannot_be_captured_is_trained_where_that_is_not_asked_for(
+    package_log,  # noqa: F811
+):
+    part = Recomputing(1, 1, 1)
+    hook = CUDAGraphHook(strict=False)
+    hook.before_train(Made(model_of(part)))
+    hook.before_train_iter(None, 0)
+    hook.after_train(None)
+    (record,) = package_log.records
+    assert record.levelno == logging.WARNING
+    assert 'without CUDA graphs' in record.getMessage()
+    assert 'set with_cp=False' in record.getMessage()
+    assert not part._forward_pre_hooks
+
+
+class Waiting(nn.Conv2d):
+    """Waits for the GPU, which a graph cannot."""
+
+    def forward(self, x):
+        if x.sum().item() > 1e9:
+            raise AssertionError
+        return super().forward(x)
+
+
+@NEEDS_GPU
+def test_training_goes_on_after_a_capture_that_failed(package_log):  # noqa: F811
+    part = Waiting(3, 4, 1).cuda()
+    runner = Made(model_of(part))
+    hook = CUDAGraphHook(repeats=1, strict=False)
+    hook.before_train(runner)
+    image = torch.rand(2, 3, 4, 4, device='cuda')
+    for _ in range(3):
+        step(hook, runner, image).sum().backward()
+    hook.after_train(runner)
+    messages = [record.getMessage() for record in package_log.records]
+    assert len([m for m in messages if 'without CUDA graphs' in m]) == 1
+    assert not part._forward_pre_hooks
+    torch.testing.assert_close(part(image), nn.Conv2d.forward(part, image))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

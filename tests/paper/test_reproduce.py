@@ -93,7 +93,7 @@ def test_wrong_row_is_refused_with_what_is_legal(
     'arguments, message',
     [
         (['--table=3'], '--table and --row are needed'),
-        (['--table=3', '--row=9', '--gpus=0'], 'no number from 1 up'),
+        (['--table=3', '--row=9', '--gpus=0'], 'not a positive integer'),
         (
             ['--table=3', '--row=9', '--train', '--checkpoint=x'],
             'exclude each other',

@@ -383,4 +383,4 @@ def test_message_comes_through_torchrun(toy):
         CUDA_VISIBLE_DEVICES='',
     )
     assert status != 0
-    assert 'error: the config names data that are not there' in output
+    assert 'error: the config names missing data' in output

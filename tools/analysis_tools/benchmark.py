@@ -1,4 +1,4 @@
-"""Measures speed and memory: classifiers, the scan, sizes, detection.
+"""Measures speed and memory: models, the scan, a detector, an iteration.
 
 Rows go into a CSV file, of which `table` makes a Markdown table.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 # Those of evmamba_mm.benchmark, which imports torch; a test compares them.
 MODES = ('eager', 'compiled', 'deployed', 'graph')
 DETECTION_MODES = ('eager', 'graph')
+ITERATION_MODES = ('config', 'eager')
 PHASES = ('inference', 'training')
 DTYPES = ('fp32', 'fp16', 'bf16')
 SCAN_PHASES = ('forward', 'backward')
@@ -22,7 +23,7 @@ DETECTOR = 'configs/mmdet/mask-rcnn-std_evmamba-tiny_fpn_8xb2-amp-1x_coco.py'
 
 def positive(text):
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
 
 
@@ -47,6 +48,7 @@ def parse_args(argv=None):
     add_classifiers(tasks)
     add_scans(tasks)
     add_detection(tasks)
+    add_iteration(tasks)
     for task in tasks.choices.values():
         add_measuring(task)
     add_table(tasks)
@@ -149,6 +151,23 @@ def add_detection(tasks):
     add_choices(parser, '--mode', DETECTION_MODES, ['eager'])
 
 
+def add_iteration(tasks):
+    parser = tasks.add_parser(
+        'iteration',
+        help="mmengine's training iteration, whole and in parts, with the "
+        'batches in memory',
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument(
+        '--random',
+        type=positive,
+        metavar='SIDE',
+        help='images of noise of this size, for a classifier (default: the '
+        "first batches of the config's own data)",
+    )
+    add_choices(parser, '--mode', ITERATION_MODES, ['config'])
+
+
 def add_table(tasks):
     parser = tasks.add_parser('table', help='a Markdown table of the rows')
     parser.add_argument('rows', type=Path, metavar='FILE.csv')
@@ -213,7 +232,13 @@ def classifiers(args, session):
 
 
 def measure(args, command):
-    from evmamba_mm.benchmark import detection, models, rows, scans
+    from evmamba_mm.benchmark import (
+        detection,
+        iteration,
+        models,
+        rows,
+        scans,
+    )
     from evmamba_mm.benchmark.session import Session
 
     device = device_of(args.device)
@@ -226,11 +251,12 @@ def measure(args, command):
         for shape in args.shape:
             scans.step_of(shape[1])
         cases = (pairs, args.shape, args.dtype, args.phase)
-    elif args.task == 'detection':
+    elif args.task in ('detection', 'iteration'):
         for config in args.configs:
             if not Path(config).is_file():
                 raise ValueError(f'there is no config {config!r}')
-        cases = (args.configs, args.mode, detection.PHASES)
+        task = dict(detection=detection, iteration=iteration)[args.task]
+        cases = (args.configs, args.mode, task.PHASES)
     else:
         for name in args.models:
             models.split_name(name)
@@ -251,6 +277,8 @@ def measure(args, command):
                 *args.size,
                 args.dtype,
             )
+        elif args.task == 'iteration':
+            iteration.run(session, args.configs, args.mode, args.random)
         else:
             classifiers(args, session)
     if session.failures:

@@ -113,7 +113,7 @@ def make_data(root: Path) -> None:
     from evmamba_mm.datasets import is_digit_scenes, make_digit_scenes
 
     if is_digit_scenes(root):
-        print(f'Data: {root} is there already', flush=True)
+        print(f'Data: {root} exists', flush=True)
         return
     print(f'Data: making digit scenes in {root} ...', flush=True)
     start = time.perf_counter()

@@ -25,9 +25,9 @@ def parse_args(argv=None):
         metavar='FILE.csv',
         help="rows to draw (default: the paper's Table 2)",
     )
-    scan = kinds.add_parser('scan-order', help='how SS2D and ES2D read a map')
+    scan = kinds.add_parser('scan-order', help='the order of SS2D and ES2D')
     scan.add_argument(
-        '--size', type=positive, default=8, help='cells a side (default: 8)'
+        '--size', type=positive, default=8, help='size in pixels (default: 8)'
     )
     scan.add_argument(
         '--steps',
@@ -173,7 +173,7 @@ def label_and_run(text):
 
 def positive(text):
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
 
 

@@ -47,7 +47,7 @@ def parse_args(argv=None):
         help='test these weights, and not the released ones',
     )
     parser.add_argument(
-        '--train', action='store_true', help='train first; goes on if killed'
+        '--train', action='store_true', help='train first, or resume training'
     )
     add_settings(parser)
     args = parser.parse_args(argv)
@@ -99,7 +99,7 @@ def add_settings(parser):
 
 def positive(text):
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 up')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
 
 

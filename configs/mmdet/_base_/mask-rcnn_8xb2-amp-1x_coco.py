@@ -20,6 +20,7 @@ optim_wrapper = dict(
         norm_decay_mult=0.0, custom_keys={'.Ds': dict(decay_mult=0.0)}
     ),
     clip_grad=None,
+    constructor='GroupedOptimWrapperConstructor',
 )
 param_scheduler = [
     dict(

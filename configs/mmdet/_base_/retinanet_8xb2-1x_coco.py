@@ -17,4 +17,5 @@ optim_wrapper = dict(
         type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4
     ),
     clip_grad=None,
+    constructor='GroupedOptimWrapperConstructor',
 )

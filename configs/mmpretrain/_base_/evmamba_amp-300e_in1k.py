@@ -86,9 +86,11 @@ train_pipeline = [
 ]
 # The host's test pipeline is the recipe's: short edge to 256, bicubic, then
 # the centre 224.
+data_preprocessor = dict(type='BatchDataPreprocessor')
 train_dataloader = dict(
     batch_size=128,
     drop_last=True,
+    pin_memory=True,
     dataset=dict(pipeline=train_pipeline),
 )
 
@@ -100,6 +102,7 @@ optim_wrapper = dict(
     # The release exempts what is one-dimensional or named '.bias', nothing
     # else: A_logs, x_proj_weight, dt_projs_weight and dt_projs_bias decay.
     paramwise_cfg=dict(bias_decay_mult=0.0, flat_decay_mult=0.0),
+    constructor='GroupedOptimWrapperConstructor',
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
@@ -131,17 +134,20 @@ auto_scale_lr = dict(base_batch_size=2048)
 # averaged with the weights they belong to. Both models are evaluated: early
 # in training the average lags far behind.
 custom_hooks = [
+    dict(type='CUDAGraphHook', strict=False),
     dict(
         type='EMAHook',
+        ema_type='ForeachExponentialMovingAverage',
         momentum=1e-4,
         update_buffers=True,
         evaluate_on_ema=True,
         evaluate_on_origin=True,
         priority='ABOVE_NORMAL',
-    )
+    ),
 ]
 default_hooks = dict(
-    checkpoint=dict(max_keep_ckpts=2, save_best='accuracy/top1')
+    runtime_info=dict(type='DeferredRuntimeInfoHook'),
+    checkpoint=dict(max_keep_ckpts=2, save_best='accuracy/top1'),
 )
 # Without _delete_ a key of the base would reach the visualizer as an argument.
 visualizer = dict(

@@ -19,6 +19,7 @@ optim_wrapper = dict(
         norm_decay_mult=0.0, custom_keys={'.Ds': dict(decay_mult=0.0)}
     ),
     clip_grad=None,
+    constructor='GroupedOptimWrapperConstructor',
 )
 param_scheduler = [
     dict(
@@ -36,7 +37,11 @@ param_scheduler = [
 # 4 GPUs x 4 images
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='mIoU'))
+default_hooks = dict(
+    runtime_info=dict(type='DeferredRuntimeInfoHook'),
+    checkpoint=dict(max_keep_ckpts=3, save_best='mIoU'),
+)
+custom_hooks = [dict(type='CUDAGraphHook', strict=False)]
 # Without _delete_ a key of the base would reach the visualizer as an argument.
 visualizer = dict(
     _delete_=True,

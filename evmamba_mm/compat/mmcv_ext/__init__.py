@@ -1,7 +1,7 @@
-"""The functions of `mmcv._ext` that torchvision or plain torch can serve.
+"""The functions of `mmcv._ext` that torchvision or torch can replace.
 
-Each keeps the arguments of the compiled function it stands for, down to
-their names: mmcv passes outputs as buffers to be filled.
+Each has the arguments of the compiled function, with the same names: mmcv
+passes outputs as buffers to fill.
 """
 
 from . import (

@@ -1,4 +1,4 @@
-"""Focal losses in plain torch.
+"""Focal losses in torch.
 
 The logarithms come from the logits, so the loss keeps growing where the
 compiled kernels, whose fp32 probability is 0 or 1 there, stop at 87.

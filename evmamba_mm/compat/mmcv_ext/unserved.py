@@ -2,7 +2,7 @@ import torch
 
 
 def unserved_error(op: str) -> NotImplementedError:
-    """The error of an op, or of a mode of one, that is not served here."""
+    """The error of an op, or of a mode of one, without a replacement here."""
     return NotImplementedError(
         f'mmcv op {op} needs the compiled ops of the full mmcv, which this '
         'environment does not have. Replace mmcv-lite by a build for your '

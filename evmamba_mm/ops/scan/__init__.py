@@ -1,4 +1,4 @@
-"""The selective scan: its geometries, its backends and the choice."""
+"""The selective scan: its geometries, its backends and their choice."""
 
 from .backend import BACKENDS, check_backend
 from .geometry import (

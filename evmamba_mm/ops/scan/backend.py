@@ -57,7 +57,7 @@ def _requested(backend: str) -> str:
 def _say_once(
     backend: str, device: torch.device, missing: str = '', reason: str = ''
 ) -> None:
-    """Log the choice; warn where a kernel is missing or cannot be used.
+    """Log the choice; warn if a kernel is missing or unusable.
 
     Args:
         backend: Name of the choice.
@@ -85,7 +85,7 @@ def _say_once(
 def _check_forced(
     name: str, device: torch.device, dtype: torch.dtype, numba_fits: bool
 ) -> None:
-    """Refuse a backend that is asked for by name and cannot run."""
+    """Refuse a backend that was requested by name and cannot run."""
     transformed = has_derivative_transforms()
     if transformed and name in ('mamba_ssm', 'cuda'):
         raise ValueError(
@@ -100,8 +100,8 @@ def _check_forced(
         )
     if name == 'numba' and not (numba_fits or transformed):
         raise ValueError(
-            "backend 'numba' needs CPU tensors in float32, none of which asks "
-            f"for a gradient, got {dtype} on {device}; use 'auto' or 'torch', "
+            "backend 'numba' needs CPU tensors in float32 that require no "
+            f"gradient, got {dtype} on {device}; use 'auto' or 'torch', "
             'or scan under torch.no_grad()'
         )
 
@@ -113,7 +113,7 @@ def _choose_sequence_backend(
     numba_fits: bool,
     reason: str = '',
 ) -> str:
-    """Choose for a 1-D scan; ``reason`` is why 'cuda' does not serve."""
+    """Choose for a 1-D scan; ``reason`` is why 'cuda' cannot run."""
     _check_forced(name, device, dtype, numba_fits)
     missing = ''
     if has_derivative_transforms():
@@ -161,7 +161,7 @@ def choose_backend(
     name = _requested(backend)
     if name == 'cuda':
         raise ValueError(
-            "backend 'cuda' scans 2-D maps only; for a 1-D scan use "
+            "backend 'cuda' scans feature maps only; for sequences use "
             "'mamba_ssm', 'torch' or 'auto'"
         )
     return _choose_sequence_backend(name, device, dtype, numba_fits)
@@ -173,7 +173,7 @@ def _check_cuda(
     sizes_fit: bool,
     geometry_fits: bool,
 ) -> None:
-    """Refuse arguments that the forced CUDA kernel does not serve."""
+    """Refuse arguments that the requested CUDA kernel does not support."""
     if not geometry_fits:
         raise ValueError(
             "backend 'cuda' scans atrous groups and the default four "
@@ -227,7 +227,7 @@ def choose_map_backend(
     if name != 'auto' or hidden or not sizes_fit:
         return _choose_sequence_backend(name, device, dtype, numba_fits)
     if not geometry_fits:
-        reason = "backend 'cuda' does not serve these directions"
+        reason = "backend 'cuda' does not support these directions"
         return _choose_sequence_backend(
             name, device, dtype, numba_fits, reason
         )

@@ -1,9 +1,9 @@
-"""Which cells of a feature map a scan reads, in which order and direction.
+"""Which positions of a feature map a scan reads, in which order and direction.
 
 Every backend receives one of these geometries and checks its arguments by it.
 
-Shape letters: B batch, H W map, C channels, p step, G sequences, K parameter
-sets, N states, R dt rank, L length of a sequence.
+Shape letters: B batch, H W feature map, C channels, p step, G sequences, K
+parameter sets, N states, R dt rank, L length of a sequence.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def check_step_size(step_size: int) -> None:
 def _check_map(x: Tensor) -> None:
     if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1:
         raise ValueError(
-            'x must be a map of shape (B, H, W, C) with H and W of at least '
+            'x must be a feature map (B, H, W, C) with H and W of at least '
             f'1, got shape {tuple(x.shape)}'
         )
 
@@ -51,11 +51,11 @@ class Geometry:
         raise NotImplementedError
 
     def scan(self, x: Tensor) -> Tensor:
-        """Read a map (B, H, W, C) as sequences (B, G, C, L)."""
+        """Read a feature map (B, H, W, C) as sequences (B, G, C, L)."""
         raise NotImplementedError
 
     def merge(self, y: Tensor, height: int, width: int) -> Tensor:
-        """Write sequences (B, G, C, L) to a contiguous map (B, H, W, C)."""
+        """Write sequences (B, G, C, L) to contiguous (B, H, W, C)."""
         raise NotImplementedError
 
     def check(
@@ -114,12 +114,12 @@ class Geometry:
 
 @dataclass(frozen=True)
 class AtrousGroups(Geometry):
-    """Groups of cells ``step`` apart: ES2D's sequences.
+    """Groups of positions ``step`` apart: ES2D's sequences.
 
-    Group ``g = i + step * j`` holds the cells at rows ``i::step`` and columns
-    ``j::step``. A group with an even row offset ``i`` is read row by row, one
-    with an odd offset column by column. For step 2 this is the order of the
-    released weights: (0, 0) by rows, (1, 0) by columns, (0, 1) by rows,
+    Group ``g = i + step * j`` holds the positions at rows ``i::step`` and
+    columns ``j::step``. A group with an even row offset ``i`` is read row by
+    row, one with an odd offset column by column. For step 2 this is the order
+    of the released weights: (0, 0) by rows, (1, 0) by columns, (0, 1) by rows,
     (1, 1) by columns.
 
     Group g uses the parameter set ``i % 2 + 2 * (j % 2)``: steps 1 and 2 have
@@ -127,8 +127,8 @@ class AtrousGroups(Geometry):
     the parity of the offsets, which also decides the reading direction.
 
     Args:
-        step: Distance between two cells of a group; 1 reads the whole map as
-            one row-major sequence.
+        step: Distance between two positions of a group; 1 reads the whole map
+            as one row-major sequence.
 
     Raises:
         ValueError: If the step is not an integer of at least 1.
@@ -151,14 +151,14 @@ class AtrousGroups(Geometry):
         return min(4, self.step**2)
 
     def scan(self, x: Tensor) -> Tensor:
-        """Read a map (B, H, W, C) as sequences (B, G, C, L).
+        """Read a feature map (B, H, W, C) as sequences (B, G, C, L).
 
         Zeros pad a map that the step does not divide on the right and at the
         bottom. The padding is part of the sequences, as in the released
         model.
 
         Raises:
-            ValueError: If ``x`` is not a non-empty 4-D map.
+            ValueError: If ``x`` is not a non-empty 4-D feature map.
         """
         _check_map(x)
         batch, height, width, channels = x.shape
@@ -176,7 +176,7 @@ class AtrousGroups(Geometry):
         return torch.stack(by_offset, dim=2).flatten(1, 2)
 
     def merge(self, y: Tensor, height: int, width: int) -> Tensor:
-        """Write sequences (B, G, C, L) to a contiguous map (B, H, W, C).
+        """Write sequences (B, G, C, L) to contiguous (B, H, W, C).
 
         Raises:
             ValueError: If the shape of ``y`` does not follow from the map's
@@ -207,10 +207,9 @@ class AtrousGroups(Geometry):
 
 @dataclass(frozen=True)
 class CrossDirections(Geometry):
-    """The whole map once in each direction, summed: SS2D's sequences.
+    """The feature map once in each direction, summed: SS2D's sequences.
 
-    Each direction has a parameter set of its own, also where a name is
-    repeated.
+    Each direction has its own parameter set, also if a name is repeated.
 
     Args:
         directions: Names out of :data:`DIRECTIONS`, at least one.
@@ -243,14 +242,14 @@ class CrossDirections(Geometry):
 
     @property
     def sets(self) -> int:
-        """Number of parameter sets, one a direction."""
+        """Number of parameter sets, one per direction."""
         return len(self.directions)
 
     def scan(self, x: Tensor) -> Tensor:
-        """Read a map (B, H, W, C) as sequences (B, G, C, L).
+        """Read a feature map (B, H, W, C) as sequences (B, G, C, L).
 
         Raises:
-            ValueError: If ``x`` is not a non-empty 4-D map.
+            ValueError: If ``x`` is not a non-empty 4-D feature map.
         """
         _check_map(x)
         by_row = x.permute(0, 3, 1, 2)
@@ -266,7 +265,7 @@ class CrossDirections(Geometry):
         return torch.stack(sequences, dim=1)
 
     def merge(self, y: Tensor, height: int, width: int) -> Tensor:
-        """Sum sequences (B, G, C, L) into a contiguous map (B, H, W, C).
+        """Sum sequences (B, G, C, L) into contiguous (B, H, W, C).
 
         Raises:
             ValueError: If the shape of ``y`` does not follow from the map's
@@ -299,7 +298,7 @@ def atrous_parameter_sets(step_size: int) -> list[int]:
     """Index of the parameter set of each of the ``step_size**2`` groups.
 
     Args:
-        step_size: Distance between two cells of a group.
+        step_size: Distance between two positions of a group.
 
     Returns:
         One index a group, in the order of :func:`atrous_scan`.
@@ -308,17 +307,18 @@ def atrous_parameter_sets(step_size: int) -> list[int]:
 
 
 def atrous_scan(x: Tensor, step_size: int = 2) -> Tensor:
-    """Split a channels-last map into sequences of cells ``step_size`` apart.
+    """Split a feature map into sequences of positions ``step_size`` apart.
 
     Args:
-        x: Map of shape (B, H, W, C), any size from 1x1.
-        step_size: Distance between two cells of a group.
+        x: Feature map of shape (B, H, W, C), any size from 1x1.
+        step_size: Distance between two positions of a group.
 
     Returns:
         Sequences of shape (B, G, C, L); :class:`AtrousGroups` says which.
 
     Raises:
-        ValueError: If ``x`` is not a non-empty 4-D map or the step is illegal.
+        ValueError: If ``x`` is not a non-empty 4-D feature map, or the step is
+            illegal.
     """
     return AtrousGroups(step_size).scan(x)
 
@@ -335,7 +335,7 @@ def atrous_merge(
         step_size: The step that the sequences were made with.
 
     Returns:
-        Map of shape (B, H, W, C), channels innermost.
+        Feature map of shape (B, H, W, C), channels innermost.
 
     Raises:
         ValueError: If the shape of ``y`` does not follow from the map's size.
@@ -344,22 +344,22 @@ def atrous_merge(
 
 
 def cross_scan(x: Tensor) -> Tensor:
-    """Read a channels-last map in VMamba's four directions.
+    """Read a channels-last feature map in VMamba's four directions.
 
     Args:
-        x: Map of shape (B, H, W, C).
+        x: Feature map of shape (B, H, W, C).
 
     Returns:
         Sequences of shape (B, 4, C, L), in the order of :data:`DIRECTIONS`.
 
     Raises:
-        ValueError: If ``x`` is not a non-empty 4-D map.
+        ValueError: If ``x`` is not a non-empty 4-D feature map.
     """
     return CrossDirections().scan(x)
 
 
 def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
-    """Sum the four sequences of :func:`cross_scan` cell by cell.
+    """Sum the four sequences of :func:`cross_scan` position by position.
 
     Args:
         y: Sequences of shape (B, 4, C, L).
@@ -367,7 +367,7 @@ def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
         width: Columns of the map.
 
     Returns:
-        Map of shape (B, H, W, C), channels innermost.
+        Feature map of shape (B, H, W, C), channels innermost.
 
     Raises:
         ValueError: If the shape of ``y`` does not follow from the map's size.

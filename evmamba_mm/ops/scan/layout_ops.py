@@ -4,7 +4,7 @@ Rounding H and W up to a multiple of the step makes torch ask questions of
 symbolic sizes whose answers it would fix in the graph. Inside an op it does
 not ask.
 
-Shape letters: B batch, H W map, C channels, p step, G = p * p groups,
+Shape letters: B batch, H W feature map, C channels, p step, G = p * p groups,
 L length of a sequence.
 """
 
@@ -78,7 +78,7 @@ def layout_of(geometry: Geometry, backend: str) -> Geometry | _AtrousOps:
 
     Args:
         geometry: Geometry of the scan.
-        backend: Chosen backend; 'naive' stays plain torch, for forward-mode
+        backend: Chosen backend; 'naive' stays pure torch, for forward-mode
             AD.
 
     Returns:

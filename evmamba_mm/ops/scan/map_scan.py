@@ -1,10 +1,10 @@
 """Selective scans of a channels-last feature map: ES2D's and SS2D's.
 
-The kernels of 'cuda' and 'numba' read the map where it lies. The other
+The kernels of 'cuda' and 'numba' read the feature map in place. The other
 backends build the sequences and run :func:`selective_scan` on them.
 
-Shape letters: B batch, H W map, D inner channels, G sequences, K parameter
-sets, N states, R dt rank, L length.
+Shape letters: B batch, H W feature map, D inner channels, G sequences, K
+parameter sets, N states, R dt rank, L length.
 """
 
 from collections.abc import Sequence
@@ -95,23 +95,23 @@ def es2d_scan(
     step_size: int = 2,
     backend: str = 'auto',
 ) -> Tensor:
-    """Atrous selective scan of a map: every group once, forwards.
+    """Atrous selective scan of a feature map: every group once, forward.
 
     There are ``K = min(4, step_size**2)`` parameter sets;
     :class:`AtrousGroups` says which group uses which.
 
     Args:
-        x: Map of shape (B, H, W, D).
+        x: Feature map of shape (B, H, W, D).
         x_proj_weight: Gives dt, B and C, in this order, (K, R + 2N, D).
         dt_projs_weight: From dt to step sizes, (K, D, R).
         dt_projs_bias: Bias of the step sizes, (K, D).
         A_logs: Logarithm of the negated decay rates, (K*D, N).
         Ds: Weight of the input in the output, (K*D,).
-        step_size: Distance between two cells of a group.
+        step_size: Distance between two positions of a group.
         backend: One of :data:`BACKENDS`; 'cuda' is the fused kernel.
 
     Returns:
-        Map of shape (B, H, W, D).
+        Feature map of shape (B, H, W, D).
 
     Raises:
         ValueError: If a shape does not fit, or as :func:`selective_scan`.
@@ -141,12 +141,12 @@ def ss2d_scan(
     directions: tuple[str, ...] = DIRECTIONS,
     backend: str = 'auto',
 ) -> Tensor:
-    """Selective scan of a whole map in several directions, summed.
+    """Selective scan of a feature map in several directions, summed.
 
     There are ``K = len(directions)`` parameter sets, in the same order.
 
     Args:
-        x: Map of shape (B, H, W, D).
+        x: Feature map of shape (B, H, W, D).
         x_proj_weight: Gives dt, B and C, in this order, (K, R + 2N, D).
         dt_projs_weight: From dt to step sizes, (K, D, R).
         dt_projs_bias: Bias of the step sizes, (K, D).
@@ -158,7 +158,7 @@ def ss2d_scan(
         backend: One of :data:`BACKENDS`; 'cuda' is the fused kernel.
 
     Returns:
-        Map of shape (B, H, W, D).
+        Feature map of shape (B, H, W, D).
 
     Raises:
         ValueError: If a shape or a direction does not fit, or as

@@ -1,6 +1,6 @@
 """The selective scan as its equations read: the reference of the others.
 
-It is plain torch, so every transform and mode of differentiation is right.
+It is pure torch, so every transform and mode of differentiation is right.
 
 Shape letters: B batch, K groups, D inner channels of a group, N states,
 L length. Source: Mamba (arXiv:2312.00752), equations 1a, 1b and 4.

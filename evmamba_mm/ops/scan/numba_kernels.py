@@ -211,7 +211,7 @@ def scan(
     y,
     threads,
 ):
-    """Scan sequences of cells.
+    """Scan sequences of positions.
 
     Args:
         u: Inputs, (B, M, D).

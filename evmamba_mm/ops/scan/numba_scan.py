@@ -2,8 +2,8 @@
 
 The map is read in place: neither sequences nor step sizes are stored.
 
-Shape letters: B batch, H W map, D inner channels, G sequences, K parameter
-sets, N states, R dt rank, L length, M cells of a map.
+Shape letters: B batch, H W feature map, D inner channels, G sequences, K
+parameter sets, N states, R dt rank, L length, M cells of a map.
 """
 
 import functools

@@ -3,11 +3,11 @@
 Shape letters: B batch, K groups, D inner channels of a group, N states,
 L length, S steps of a segment.
 
-The sequence is cut into segments. Inside one, the decay and the input of every
+The sequence is cut into segments. Within a segment, decay and input of every
 step are computed at once and only ``h = a * h + b`` runs step by step. The
-forward keeps one state a segment; the backward computes the others again, so
-memory does not grow with L * N. States lie as (..., N, D): channels are the
-long axis, so what is broadcast over the states stays a whole vector.
+forward keeps one state per segment and the backward recomputes the others, so
+memory does not grow with L * N. States have the layout (..., N, D): channels
+are the long axis, so a broadcast over the states copies whole vectors.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Triton kernels, a file a family, and whether they can be imported."""
+"""Triton kernels, one family per file, and whether Triton is installed."""
 
 import functools
 import importlib.util

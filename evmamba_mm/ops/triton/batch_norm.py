@@ -1,9 +1,9 @@
-"""BatchNorm of a channels-last map, and the activation behind it.
+"""BatchNorm of a channels-last feature map, and the activation after it.
 
-The statistics are taken in two steps: each program leaves those of its rows,
-and a small kernel merges them in a fixed order.
+The statistics take two steps: each program computes those of its rows, and a
+small kernel merges them in a fixed order.
 
-Shape letters: B batch, H W map, M tokens, C channels, P parts.
+Shape letters: B batch, H W feature map, M tokens, C channels, P parts.
 """
 
 import functools
@@ -497,13 +497,13 @@ def batch_norm_act(
     dtype: torch.dtype,
     num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
-    """Normalise each channel over the batch and the map, then activate.
+    """Normalise each channel over batch, height and width, then activate.
 
-    Nothing but ``x`` and the statistics is kept for the backward.
+    The backward needs only ``x`` and the statistics.
 
     Args:
-        x: Map of shape (B, H, W, C), channels innermost in memory; another
-            layout is copied.
+        x: Feature map of shape (B, H, W, C), channels innermost in memory;
+            another layout is copied.
         weight: Scale of each channel, (C,).
         bias: Shift of each channel, (C,).
         running_mean: Mean to use in evaluation, (C,). Training moves it
@@ -519,7 +519,7 @@ def batch_norm_act(
             dimension, to which training adds 1 in place; None counts none.
 
     Returns:
-        Map of shape (B, H, W, C).
+        Feature map of shape (B, H, W, C).
 
     Raises:
         ValueError: If training meets one value per channel.
@@ -557,17 +557,17 @@ def batch_norm_add_inference(
     """Normalise each channel by fixed statistics and add a residual map.
 
     Args:
-        x: Map of shape (B, H, W, C).
+        x: Feature map of shape (B, H, W, C).
         weight: Scale of each channel, (C,).
         bias: Shift of each channel, (C,).
         mean: Mean of each channel, (C,).
         var: Variance of each channel, (C,).
         eps: Added to the variance.
-        residual: Map of the shape of ``x``.
+        residual: Feature map of the shape of ``x``.
 
     Returns:
-        Map of shape (B, H, W, C) in the wider dtype of the two maps, without
-        a gradient.
+        Feature map of shape (B, H, W, C) in the wider dtype of the two maps,
+        without a gradient.
     """
     assert residual.shape == x.shape
     dtype = torch.promote_types(x.dtype, residual.dtype)

@@ -1,7 +1,7 @@
 """Shared by all kernel families: device limits, tiles, layouts, launches.
 
-Everything follows from shapes alone, so a result is the same on every card
-and in every run.
+Everything depends on shapes only, so a result is the same on every GPU and in
+every run.
 
 Shape letters: B batch, H W feature map, C channels, M rows of tokens.
 """
@@ -151,8 +151,8 @@ def image_rows(
 def pixel_rows(x: Tensor) -> tuple[Tensor, int]:
     """A feature map as evenly spaced pixels with dense channels.
 
-    A slice of the channels of a contiguous map is taken as it lies; another
-    layout is copied.
+    A slice of the channels of a contiguous feature map is used in place; other
+    layouts are copied.
 
     Args:
         x: Feature map (B, H, W, C).
@@ -225,13 +225,16 @@ def launch(
         _compiled[key] = compiled
 
 
+# Of torch.autograd.grad, which hands over many gradients as one tensor.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
 def once_differentiable(backward: Callable) -> Callable:
     """Mark a backward that launches kernels, which have no derivative.
 
-    Torch's decorator raises an error where the derivative of a gradient is
-    asked for by way of the gradient alone; by way of what the gradient was
-    made of, it would be silently incomplete. So a backward that is recorded
-    raises at once.
+    Torch's decorator raises only for a second derivative through the incoming
+    gradient; through the saved tensors it would be silently incomplete. So a
+    backward that autograd records raises at once.
 
     Args:
         backward: Of an autograd function.
@@ -245,6 +248,12 @@ def once_differentiable(backward: Callable) -> Callable:
                 'trying to differentiate twice: the fused kernels have no '
                 'second derivative; for create_graph=True give the backbone '
                 "fused=False and scan_backend='naive'"
+            )
+        if any(_is_batched(x) for x in gradients if isinstance(x, Tensor)):
+            raise RuntimeError(
+                'the fused kernels take no batched gradients '
+                '(is_grads_batched, vectorize=True); give the backbone '
+                'fused=False'
             )
         return once(ctx, *gradients)
 
@@ -265,7 +274,7 @@ def _tf32_allowed() -> bool:
 
 
 def dot_precision(x: Tensor, transposed: bool = False) -> str:
-    """How ``tl.dot`` multiplies this dtype, as torch is told to.
+    """Precision of ``tl.dot`` for this dtype, as torch's settings say.
 
     Args:
         x: An operand.

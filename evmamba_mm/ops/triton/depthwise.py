@@ -1,10 +1,10 @@
-"""Depthwise 3x3 convolution of a channels-last map, with what surrounds it.
+"""Depthwise 3x3 convolution, channels last, with the layers around it.
 
 A patch is two neighbouring columns of a strip of rows. A program takes some
 patches and channels and walks down the strip: it reads each row of the input
 once, four columns wide, for the three rows of the output around it.
 
-Shape letters: B batch, H W map, C channels.
+Shape letters: B batch, H W feature map, C channels.
 """
 
 import functools
@@ -84,7 +84,7 @@ def _load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, c, mask):
 
 @triton.jit
 def _load_row(x, stride, mask, col, width):
-    """Columns col - 1 to col + 2 of a row, zero outside of the map."""
+    """Columns col - 1 to col + 2 of a row, zero outside."""
     x0 = tl.load(x - stride, mask=mask & (col > 0), other=0.0)
     x1 = tl.load(x, mask=mask, other=0.0)
     x2 = tl.load(x + stride, mask=mask & (col + 1 < width), other=0.0)
@@ -377,7 +377,7 @@ def _cut(
 
 @functools.lru_cache(maxsize=1024)
 def conv_plan(shape: tuple[int, ...]) -> Plan:
-    """For a convolution of a map (B, H, W, C)."""
+    """For a convolution of a feature map (B, H, W, C)."""
     channels = shape[3]
     # The block that wastes least of the channels, and the widest such.
     block_c = min((64, 32, 16), key=lambda c: -(-channels // c) * c)
@@ -581,19 +581,19 @@ def depthwise_conv3x3(
 ) -> Tensor:
     """Convolve each channel by 3x3 at stride 1, then activate.
 
-    The border is zero. The kernels compute in fp32 and keep nothing but
-    their inputs for the backward.
+    The padding is zero. The kernels compute in fp32 and store only their
+    inputs for the backward.
 
     Args:
-        x: Map of shape (B, H, W, C), channels innermost in memory; another
-            layout is copied.
+        x: Feature map of shape (B, H, W, C), channels innermost in memory;
+            another layout is copied.
         weight: As of ``nn.Conv2d`` with C groups, (C, 1, 3, 3).
         bias: (C,) or None.
         activation: 'none', 'relu', 'gelu' (the exact one) or 'silu'.
         dtype: Dtype of the result.
 
     Returns:
-        Map of shape (B, H, W, C).
+        Feature map of shape (B, H, W, C).
     """
     run = _DepthwiseConv.apply if torch.is_grad_enabled() else _forward
     return run(x, weight, bias, activation, dtype)
@@ -616,8 +616,8 @@ def depthwise_conv3x3_inference(
     activation returns.
 
     Args:
-        x: Map of shape (B, H, W, C), channels innermost in memory; another
-            layout is copied.
+        x: Feature map of shape (B, H, W, C), channels innermost in memory;
+            another layout is copied.
         weight: As of ``nn.Conv2d`` with C groups, (C, 1, 3, 3).
         bias: (C,) or None.
         activation: 'none', 'relu', 'gelu' (the exact one) or 'silu'.
@@ -627,7 +627,7 @@ def depthwise_conv3x3_inference(
         input_activation: 'none' or 'relu'.
 
     Returns:
-        Map of shape (B, H, W, C).
+        Feature map of shape (B, H, W, C).
     """
     y = dense_like(x, dtype)
     if y.numel() > 0:

@@ -1,9 +1,9 @@
-"""Gates of the two maps that an EVSS block fuses, and their backward.
+"""Gates of an EVSS block's two branches, and their backward.
 
     logits = expand(gelu(reduce(mean over H W of layer_norm(x))))
 
 The affine part of the norm commutes with the mean, so it is applied to the
-means: a map is read once, and no normalized map is written.
+means: each feature map is read once, and no normalized one is written.
 
 Shape letters: B batch, H W feature map, T = H W tokens, C channels, E hidden
 channels, P programs of an image. Tensors (2, B, ...) hold the values of the
@@ -408,8 +408,8 @@ def gates_forward(
     """Gates before their sigmoid, and what the backward needs, in fp32.
 
     Args:
-        a: Map (B, H, W, C), B, H and W at least 1.
-        b: Map of this shape.
+        a: Feature map (B, H, W, C), B, H and W at least 1.
+        b: Feature map of this shape.
         eps: Added to the variance.
         parameters: Weight and bias of the norm, of reduce and of expand.
         keep: Whether a backward follows.

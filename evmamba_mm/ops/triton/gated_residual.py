@@ -365,9 +365,9 @@ def gated_residual(
     The gates are computed in fp32.
 
     Args:
-        residual: Map (B, H, W, C), H and W at least 1.
-        a: Map of this shape.
-        b: Map of this shape.
+        residual: Feature map (B, H, W, C), H and W at least 1.
+        a: Feature map of this shape.
+        b: Feature map of this shape.
         norm_weight: Scale of the norm before the gates, (C,).
         norm_bias: Shift of the norm, (C,).
         eps: Added to the variance.
@@ -379,7 +379,7 @@ def gated_residual(
             gradient goes to it.
 
     Returns:
-        Map in the wider dtype of ``residual`` and ``a``.
+        Feature map in the wider dtype of ``residual`` and ``a``.
 
     Source: EfficientVMamba (arXiv:2403.09977), section 4.2.
     """
@@ -400,13 +400,13 @@ def residual_add(residual: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
     """Add a map to a residual map, by torch.
 
     Args:
-        residual: Map (B, H, W, C).
-        x: Map of this shape.
+        residual: Feature map (B, H, W, C).
+        x: Feature map of this shape.
         scale: Factor of each image of ``x``, (B,) in its dtype, or None. No
             gradient goes to it.
 
     Returns:
-        Map in the wider dtype of both.
+        Feature map in the wider dtype of both.
     """
     if scale is None:
         return residual + x

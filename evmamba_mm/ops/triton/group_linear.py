@@ -4,9 +4,9 @@ It makes what the selective scan reads of each pixel: B, C and dt. The
 parameter has the rows of dt first, so the kernels reorder by the addresses
 that they use, and no reordered copy is ever made.
 
-Shape letters: B batch, H W map, D channels, K parameter sets, N states,
-R dt rank, W = R + 2N rows of the weight, P columns of a projected pixel,
-G = step**2 groups.
+Shape letters: B batch, H W feature map, D channels, K parameter sets, N
+states, R dt rank, W = R + 2N rows of the weight, P columns of a projected
+pixel, G = step**2 groups.
 """
 
 import functools
@@ -214,16 +214,16 @@ def project_forward(
     ``h % step % 2 + 2 * (w % step % 2)``.
 
     Args:
-        u: Map (B, H, W, D), of any H and W, in fp32, fp16 or bf16; channels
-            innermost in memory, another layout is copied.
+        u: Feature map (B, H, W, D), of any H and W, in fp32, fp16 or bf16;
+            channels innermost in memory, another layout is copied.
         x_proj_weight: (K, R + 2N, D) with ``K = min(4, step**2)``, the rows of
             dt first, then those of B and C; in any float dtype, read as u's.
         rank: R.
         step: Distance between two pixels of a group.
 
     Returns:
-        Map (B, H, W, P) in u's dtype: B, C, dt, and zeros up to a multiple of
-        eight columns.
+        Feature map (B, H, W, P) in u's dtype: B, C, dt, and zeros up to a
+        multiple of eight columns.
 
     Raises:
         ValueError: If P is more than ``MAX_OUTPUTS``.

@@ -1,9 +1,9 @@
 """Layer norm of tokens, alone, times a gate, and of merged 2x2 neighbours.
 
 A program holds whole rows in registers, so the statistics cost no memory
-traffic; the backward computes them again instead of reading them.
+traffic; the backward recomputes them instead of reading them.
 
-Shape letters: B batch, H W map, C channels, M tokens, P programs.
+Shape letters: B batch, H W feature map, C channels, M tokens, P programs.
 
 Sources: Layer Normalization (arXiv:1607.06450); the gated form is the output
 of VMamba's mixer (arXiv:2401.10166); the merging of neighbours is that of
@@ -448,14 +448,14 @@ def merge_layer_norm(
     which count in the norm.
 
     Args:
-        x: Map (B, H, W, C).
+        x: Feature map (B, H, W, C).
         weight: Scale (4C,).
         bias: Shift (4C,).
         eps: Added to the variance.
         dtype: Dtype of the result.
 
     Returns:
-        Map (B, ceil(H / 2), ceil(W / 2), 4C).
+        Feature map (B, ceil(H / 2), ceil(W / 2), 4C).
     """
     run = _MergeLayerNorm.apply if torch.is_grad_enabled() else _merge_forward
     return run(x, weight, bias, eps, dtype)

@@ -89,9 +89,9 @@ class _SplitLinear(torch.autograd.Function):
 def split_linear(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Apply the upper and the lower half of a weight.
 
-    With gradients on, the halves are two products: those are contiguous, and
-    their gradients need not be copied into each other. Without gradients they
-    are slices of one product, which the kernels read as they lie.
+    With gradients, two products compute the halves: they are contiguous, and
+    their gradients need no copy. Without gradients they are slices of one
+    product, which the kernels read in place.
 
     Args:
         x: Tokens (..., C).
@@ -108,9 +108,9 @@ def split_linear(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 class _NormGateLinear(torch.autograd.Function):
     """A product with ``z = layer_norm(y) * silu(gate)``.
 
-    The backward computes z again rather than keeping it: z is as large as
-    each of the two inputs, which are kept anyway, and the norm's backward has
-    all that it is made of.
+    The backward recomputes z instead of storing it: z is as large as each of
+    the two inputs, which are stored anyway, and the norm's backward has all
+    inputs of z.
     """
 
     @staticmethod

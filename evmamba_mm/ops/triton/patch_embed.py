@@ -209,7 +209,7 @@ def patch_layer_norm(
         dtype: Dtype to compute the linear map in, and of the result.
 
     Returns:
-        Map (B, H // P, W // P, C).
+        Feature map (B, H // P, W // P, C).
     """
     channels = len(weight)
     assert weight.shape[1] == image.shape[1]

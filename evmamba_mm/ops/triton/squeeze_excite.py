@@ -201,7 +201,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    """A map (B, H, W, C) as (B, T, C)."""
+    """A feature map (B, H, W, C) as (B, T, C)."""
     batch, height, width, channels = x.shape
     return as_rows(x, (batch, height * width, channels))
 
@@ -268,7 +268,7 @@ def squeeze_excite(
     maps given, computed in the dtype of ``reduce_weight``.
 
     Args:
-        x: Map (B, H, W, C), H and W at least 1.
+        x: Feature map (B, H, W, C), H and W at least 1.
         reduce_weight: From channels to hidden channels, (E, C).
         reduce_bias: (E,).
         expand_weight: From hidden channels to channels, (C, E).
@@ -276,7 +276,7 @@ def squeeze_excite(
         dtype: Of the result.
 
     Returns:
-        Map of the shape of ``x``.
+        Feature map of the shape of ``x``.
 
     Source: SENet (arXiv:1709.01507).
     """

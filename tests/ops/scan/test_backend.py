@@ -173,7 +173,7 @@ def test_directions_that_the_kernel_lacks_give_one_warning(
         assert choose_backend(name, CUDA, torch.half) == expected
     (record,) = caplog.records
     assert record.levelname == 'WARNING'
-    assert 'does not serve these directions' in record.message
+    assert 'does not support these directions' in record.message
     assert (mamba_scan.INSTALL_LINE in record.message) is not mamba_kernel
     with pytest.raises(ValueError, match='default four directions only'):
         choose_map_backend('cuda', CUDA, torch.half, geometry_fits=False)

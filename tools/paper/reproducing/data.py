@@ -1,4 +1,4 @@
-"""Where the data sets lie, and what of them is missing."""
+"""Finds the data sets and what is missing of them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which number of the host's test stands for which cell of the paper."""
+"""Maps the scores of the toolbox's test to the paper's cells."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What has to be done for a row, said or carried out."""
+"""Plans the steps for a row, and prints or runs them."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -166,7 +166,7 @@ class Plan:
             print(f'weights: {path} is there')
             return True
         source = released.source_of(entry)
-        needed = f'weights: {path} is not there; would be translated from'
+        needed = f'weights: {path} is not there; would be converted from'
         if source.is_file():
             print(f'{needed} {source}')
             return True

@@ -194,7 +194,7 @@ def render(name, folder):
 
 
 def fill(text, folder):
-    """Returns the text of a page with its tables written anew.
+    """Returns the text of a page with its tables updated.
 
     Raises:
         ValueError: If a marker has no other end or names no table.

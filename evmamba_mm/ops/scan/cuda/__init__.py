@@ -1,4 +1,4 @@
-"""The fused scan of 2-D maps, in CUDA C++ compiled at run time."""
+"""The fused scan of feature maps, in CUDA C++ compiled at run time."""
 
 from .compiler import INSTALL_LINE, compiler_installed
 from .host import geometry_served

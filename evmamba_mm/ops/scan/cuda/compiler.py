@@ -1,8 +1,8 @@
-"""Compiles the CUDA sources at run time and launches what comes out.
+"""Compiles the CUDA sources at run time and launches the kernels.
 
-NVRTC and the driver are reached through NVIDIA's own Python package
-``cuda-bindings``, which torch for CUDA brings along; no compiler is needed on
-the user's machine. What was compiled once is kept on disk.
+NVIDIA's Python package ``cuda-bindings``, which torch for CUDA installs, calls
+NVRTC and the driver; the user's machine needs no compiler. The compiled code
+is cached on disk.
 """
 
 import contextlib
@@ -135,7 +135,7 @@ def _compiled(
     path = _cache_folder() / f'{_key(name, constants, architecture)}.cubin'
     if path.is_file():
         return path.read_bytes()
-    _logger.info('compiling %s for %s, once', name, architecture)
+    _logger.info('compiling %s for %s', name, architecture)
     code = compile_source(name, constants, architecture)[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _compiled(
             file.write(code)
         os.replace(file.name, path)
     except OSError as error:
-        _logger.warning('compiled kernels cannot be kept: %s', error)
+        _logger.warning('cannot cache compiled kernels: %s', error)
     return code
 
 

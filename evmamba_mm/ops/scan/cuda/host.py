@@ -1,7 +1,7 @@
 """Runs the kernels on checked tensors.
 
-Shape letters: B batch, H W map, D inner channels, G sequences of a map,
-K parameter sets, N states, R dt rank.
+Shape letters: B batch, H W feature map, D inner channels, G sequences of a
+map, K parameter sets, N states, R dt rank.
 """
 
 import ctypes
@@ -42,17 +42,17 @@ class Call:
 
     @functools.cached_property
     def groups(self) -> int:
-        """Sequences of a map."""
+        """Sequences of a feature map."""
         return self.geometry.sequences
 
     @functools.cached_property
     def cross(self) -> bool:
-        """Whether each sequence reads the whole map."""
+        """Whether each sequence reads the whole feature map."""
         return isinstance(self.geometry, CrossDirections)
 
     @property
     def tokens(self) -> int:
-        """Cells of a map."""
+        """Positions of a feature map."""
         return self.height * self.width
 
     @property
@@ -70,7 +70,7 @@ class Call:
 
     @functools.cached_property
     def proj_strides(self) -> tuple[int, int]:
-        """Between the rows of two cells and of two parameter sets."""
+        """Strides between positions and between parameter sets."""
         if self.cross:
             return self.geometry.sets * self.columns, self.columns
         return self.columns, 0
@@ -208,7 +208,7 @@ def _chunk_starts(
     A_logs: Tensor,
     backward: bool,
 ) -> Tensor | None:
-    """States that each chunk starts with, (B*G, chunks, D, N)."""
+    """Initial states of each chunk, (B*G, chunks, D, N)."""
     variant, chunks = call.variant, call.plan.chunks
     if chunks == 1:
         return None
@@ -289,7 +289,7 @@ def _sum_parts(parts: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def _sum_groups(call: Call, values: Tensor) -> Tensor:
-    """(B*G, chunks, ...) to (K, ...): one sum a parameter set."""
+    """(B*G, chunks, ...) to (K, ...): one sum per parameter set."""
     by_group = values.view(call.batch, call.groups, *values.shape[1:])
     for dim in (0, 1):
         by_group = _sum_parts(by_group, dim, values.dtype)

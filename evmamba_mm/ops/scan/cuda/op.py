@@ -1,16 +1,17 @@
-"""The fused 2-D scans as operations that torch knows.
+"""The fused 2-D scans as custom operators.
 
-ES2D's op projects and scans, since both give a gradient to the map: the
-backward of the projection adds to the scan's where it is written. SS2D's op
-scans what a linear layer of torch has projected.
+ES2D's op projects and scans, since both have a gradient for the feature map:
+the backward of the projection adds to the scan's in place. For SS2D a linear
+layer of torch projects, and the op scans.
 
-Shape letters: B batch, H W map, D inner channels, K parameter sets, N states,
-R dt rank, P columns of a projected cell, T tiles of a sequence.
+Shape letters: B batch, H W feature map, D inner channels, K parameter sets, N
+states, R dt rank, P columns of a projected position, T tiles of a sequence.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import has_torch_function
 
 from ...tracing import has_transforms, is_traced, refuse_forward_mode
 from ..geometry import AtrousGroups, CrossDirections, Geometry
@@ -50,7 +51,7 @@ def _es2d_forward(
     step: int,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, projected cells and states; the last two empty if not saved."""
+    """Output, projection and states; the last two empty if not saved."""
     with on_device(u.device):
         proj = project_forward(u, x_proj_weight, dt_weight.shape[2], step)
         parameters = (dt_weight, dt_bias, A_logs, Ds)
@@ -191,8 +192,8 @@ def _differentiate(backward_op, ctx, dy) -> tuple[Tensor | None, ...]:
         return (None,) * (6 + len(ctx.numbers))
     if not save:
         raise RuntimeError(
-            'the fused scan was run without keeping the states that its '
-            'backward needs; call it through es2d_scan or ss2d_scan'
+            'the fused scan did not store the states that its backward '
+            'needs; call it through es2d_scan or ss2d_scan'
         )
     refuse_forward_mode('the fused scan')
     gradients = backward_op(dy, *ctx.saved_tensors, *numbers)
@@ -221,14 +222,15 @@ def _needs_gradient(*tensors: Tensor) -> bool:
 
 
 def _is_watched(*tensors: Tensor) -> bool:
-    """Whether anything but the kernel wants to see the operation.
+    """Whether something else than the kernel must see the operator.
 
-    Otherwise a call goes past torch's dispatcher, which takes as long as the
-    rest of it.
+    Otherwise a call bypasses torch's dispatcher, which costs as much time as
+    the rest of the call.
     """
-    if is_traced() or has_transforms():
+    if is_traced() or has_transforms() or has_torch_function(tensors):
         return True
-    return any(type(x) not in (Tensor, nn.Parameter) for x in tensors)
+    plain = Tensor.__torch_dispatch__
+    return any(type(x).__torch_dispatch__ is not plain for x in tensors)
 
 
 def es2d_scan_cuda(
@@ -240,15 +242,15 @@ def es2d_scan_cuda(
     Ds: Tensor,
     geometry: AtrousGroups,
 ) -> Tensor:
-    """Project a CUDA map to dt, B and C and scan it, group by group.
+    """Project a feature map to dt, B and C and scan it by groups.
 
-    The scan reads cells in place and writes results back there: it never
-    stores groups, transposed copies, padding, step sizes or states. All
+    The scan reads and writes positions in place: it never stores groups,
+    transposed copies, padding, step sizes or states. All
     arithmetic of the scan is fp32. The backward recomputes the states from
     those at every 16th step.
 
     Args:
-        u: Map (B, H, W, D) in fp32, fp16 or bf16.
+        u: Feature map (B, H, W, D) in fp32, fp16 or bf16.
         x_proj_weight: Gives dt, B and C, (K, R + 2N, D).
         dt_weight: (K, D, R).
         dt_bias: (K, D).
@@ -257,7 +259,7 @@ def es2d_scan_cuda(
         geometry: Groups to scan; the arguments have passed its check.
 
     Returns:
-        Map (B, H, W, D) in the dtype of ``u``.
+        Feature map (B, H, W, D) in the dtype of ``u``.
     """
     parameters = [as_parameter(x) for x in (dt_weight, dt_bias, A_logs, Ds)]
     save = _needs_gradient(u, x_proj_weight, *parameters)
@@ -275,13 +277,13 @@ def ss2d_scan_cuda(
     Ds: Tensor,
     geometry: CrossDirections,
 ) -> Tensor:
-    """Project a CUDA map to dt, B and C and scan it in four directions.
+    """Project a feature map to dt, B and C and scan it in four directions.
 
     Like :func:`es2d_scan_cuda`, with one projection by torch for all
     directions.
 
     Args:
-        u: Map (B, H, W, D) in fp32, fp16 or bf16.
+        u: Feature map (B, H, W, D) in fp32, fp16 or bf16.
         x_proj_weight: Gives dt, B and C, (4, R + 2N, D).
         dt_weight: (4, D, R).
         dt_bias: (4, D).
@@ -290,7 +292,7 @@ def ss2d_scan_cuda(
         geometry: The default directions; the arguments have passed its check.
 
     Returns:
-        Map (B, H, W, D) in the dtype of ``u``.
+        Feature map (B, H, W, D) in the dtype of ``u``.
 
     Raises:
         ValueError: If the geometry is not the default one.

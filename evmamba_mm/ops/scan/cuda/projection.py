@@ -1,10 +1,10 @@
-"""The projection of each cell to B, C and dt by the weight of its group.
+"""The projection of each position to B, C and dt by its group's weight.
 
 The Triton kernels run where Triton is installed and the result fits into
-their registers; plain torch does the rest.
+their registers; pure torch does the rest.
 
-Shape letters: B batch, H W map, D inner channels, K parameter sets, N states,
-R dt rank, P columns of a projected cell.
+Shape letters: B batch, H W feature map, D inner channels, K parameter sets, N
+states, R dt rank, P columns of a projected position.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def _columns(x_proj_weight: Tensor) -> int:
 
 
 def _cells(step: int) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """Parameter set and cells of each group."""
+    """Parameter set and positions of each group."""
     geometry = AtrousGroups(step)
     for g, k in enumerate(geometry.parameter_sets):
         i, j = g % step, g // step
@@ -47,16 +47,16 @@ def _reordered(x_proj_weight: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
 def project_forward(
     u: Tensor, x_proj_weight: Tensor, rank: int, step: int
 ) -> Tensor:
-    """Project each cell by the weight of its group.
+    """Project each position by the weight of its group.
 
     Args:
-        u: Map (B, H, W, D).
+        u: Feature map (B, H, W, D).
         x_proj_weight: Rows of dt, B and C, (K, R + 2N, D).
         rank: R.
-        step: Distance between two cells of a group.
+        step: Distance between two positions of a group.
 
     Returns:
-        Map (B, H, W, P) in u's dtype: B, C, dt, and zeros.
+        Feature map (B, H, W, P) in u's dtype: B, C, dt, and zeros.
     """
     columns, used = _columns(x_proj_weight), x_proj_weight.shape[1]
     kernels = _kernels(u, columns)

@@ -146,9 +146,9 @@ def choose_variant(
     backward: bool = False,
     memory: int = _SMALLEST_MEMORY,
 ) -> Variant:
-    """Variant that serves these sizes.
+    """Variant for these sizes.
 
-    As many warps a block as leave the fewest channels idle.
+    It has the number of warps per block that leaves the fewest channels idle.
 
     Args:
         dtype: Of the maps.

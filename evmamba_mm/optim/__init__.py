@@ -1,0 +1,7 @@
+from .constructor import GroupedOptimWrapperConstructor
+from .ema import ForeachExponentialMovingAverage
+
+__all__ = [
+    'ForeachExponentialMovingAverage',
+    'GroupedOptimWrapperConstructor',
+]

@@ -1,0 +1,210 @@
+import copy
+
+import pytest
+import torch
+from mmengine.optim import (
+    CosineAnnealingLR,
+    DefaultOptimWrapperConstructor,
+    build_optim_wrapper,
+)
+from torch import nn
+
+from evmamba_mm import EfficientVMamba, GroupedOptimWrapperConstructor
+from evmamba_mm.optim.groups import merge_equal_groups
+
+NO_DECAY = dict(bias_decay_mult=0.0, flat_decay_mult=0.0)
+LAYERWISE = dict(custom_keys={'0.': dict(lr_mult=0.1), '1.': dict(lr_mult=1)})
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def wrapper_of(module, constructor, paramwise, **optimizer):
+    optimizer = dict(type='AdamW', lr=0.1, weight_decay=0.5) | optimizer
+    return build_optim_wrapper(
+        module,
+        dict(
+            type='OptimWrapper',
+            optimizer=optimizer,
+            constructor=constructor,
+            paramwise_cfg=paramwise,
+        ),
+    )
+
+
+def train(module, wrapper, steps=3):
+    schedule = CosineAnnealingLR(wrapper, T_max=10)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(5, 3, generator=generator)
+        wrapper.update_params(module(x).square().mean())
+        schedule.step()
+    return schedule
+
+
+def settings_by_parameter(module, wrapper):
+    names = {p: name for name, p in module.named_parameters()}
+    return {
+        names[p]: (group['lr'], group['weight_decay'])
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+    }
+
+
+@pytest.mark.parametrize(
+    ('paramwise', 'groups'), [(NO_DECAY, 2), (LAYERWISE, 3), (None, 1)]
+)
+def test_settings_stay_and_groups_are_few(paramwise, groups):
+    stock, ours = model(), model()
+    old = wrapper_of(stock, 'DefaultOptimWrapperConstructor', paramwise)
+    new = wrapper_of(ours, 'GroupedOptimWrapperConstructor', paramwise)
+    assert len(new.optimizer.param_groups) == groups
+    assert settings_by_parameter(stock, old) == settings_by_parameter(
+        ours, new
+    )
+    train(stock, old)
+    train(ours, new)
+    for a, b in zip(stock.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_backbone_has_two_groups():
+    backbone = EfficientVMamba('atto')
+    stock = wrapper_of(backbone, 'DefaultOptimWrapperConstructor', NO_DECAY)
+    ours = wrapper_of(backbone, 'GroupedOptimWrapperConstructor', NO_DECAY)
+    assert len(stock.optimizer.param_groups) > 100
+    assert len(ours.optimizer.param_groups) == 2
+    assert settings_by_parameter(backbone, stock) == settings_by_parameter(
+        backbone, ours
+    )
+
+
+def test_layer_decay_of_mmpretrain():
+    mmpretrain = pytest.importorskip('mmpretrain')
+    assert mmpretrain
+    from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+    vit = mmpretrain.get_model('deit-tiny_4xb256_in1k')
+    found = []
+    for grouped in (False, True):
+        name = 'mmpretrain.LearningRateDecayOptimWrapperConstructor'
+        cfg = dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.5))
+        kind = name
+        if grouped:
+            kind, cfg['base_constructor'] = (
+                'GroupedOptimWrapperConstructor',
+                name,
+            )
+        build = OPTIM_WRAPPER_CONSTRUCTORS.build(
+            dict(
+                type=kind,
+                optim_wrapper_cfg=cfg,
+                paramwise_cfg=dict(layer_decay_rate=0.5),
+            )
+        )
+        found.append(build(vit))
+    stock, ours = found
+    assert settings_by_parameter(vit, stock) == settings_by_parameter(
+        vit, ours
+    )
+    # Thirteen layers and the head, with one decay each.
+    assert len(ours.optimizer.param_groups) == 14
+
+
+def test_checkpoint_with_the_old_groups_goes_on_as_it_would_have():
+    stock = model()
+    old = wrapper_of(stock, 'DefaultOptimWrapperConstructor', NO_DECAY)
+    schedule = train(stock, old)
+    ours = copy.deepcopy(stock)
+    new = wrapper_of(ours, 'GroupedOptimWrapperConstructor', NO_DECAY)
+    resumed = CosineAnnealingLR(new, T_max=10)
+    new.load_state_dict(copy.deepcopy(old.state_dict()))
+    resumed.load_state_dict(schedule.state_dict())
+    assert len(new.optimizer.param_groups) == 2
+    x = torch.randn(5, 3)
+    for module, wrapper, steps in (
+        (stock, old, schedule),
+        (ours, new, resumed),
+    ):
+        for _ in range(3):
+            wrapper.update_params(module(x).square().mean())
+            steps.step()
+    for a, b in zip(stock.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert settings_by_parameter(stock, old) == settings_by_parameter(
+        ours, new
+    )
+
+
+def test_own_checkpoint_is_loaded():
+    ours = model()
+    wrapper = wrapper_of(ours, 'GroupedOptimWrapperConstructor', NO_DECAY)
+    train(ours, wrapper)
+    again = wrapper_of(
+        copy.deepcopy(ours), 'GroupedOptimWrapperConstructor', NO_DECAY
+    )
+    again.load_state_dict(wrapper.state_dict())
+    for a, b in zip(
+        wrapper.optimizer.state.values(),
+        again.optimizer.state.values(),
+        strict=True,
+    ):
+        assert torch.equal(a['exp_avg'], b['exp_avg'])
+
+
+def test_old_groups_of_several_rates_are_refused():
+    stock = model()
+    old = wrapper_of(stock, 'DefaultOptimWrapperConstructor', LAYERWISE)
+    train(stock, old)
+    new = wrapper_of(model(), 'GroupedOptimWrapperConstructor', LAYERWISE)
+    with pytest.raises(
+        ValueError, match='starting values differ.*constructor'
+    ):
+        new.load_state_dict(old.state_dict())
+
+
+def test_groups_that_differ_in_the_checkpoint_are_refused():
+    stock = model()
+    old = wrapper_of(stock, 'DefaultOptimWrapperConstructor', NO_DECAY)
+    for group in old.optimizer.param_groups:
+        group['weight_decay'] = 0.1 * len(group['params'][0])
+    new = wrapper_of(model(), 'GroupedOptimWrapperConstructor', NO_DECAY)
+    with pytest.raises(ValueError, match='settings differ'):
+        new.load_state_dict(old.state_dict())
+
+
+def test_an_optimizer_that_has_stepped_is_refused():
+    module = model()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    module(torch.randn(2, 3)).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match='must not have made a step'):
+        merge_equal_groups(optimizer)
+
+
+def test_on_a_cpu_no_optimizer_is_fused():
+    wrapper = wrapper_of(model(), 'GroupedOptimWrapperConstructor', NO_DECAY)
+    assert not wrapper.optimizer.defaults['fused']
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('given', [{}, dict(foreach=True), dict(fused=True)])
+def test_on_a_gpu_the_fused_form_is_taken_unless_chosen(given):
+    ours = model().cuda()
+    wrapper = wrapper_of(
+        ours, 'GroupedOptimWrapperConstructor', NO_DECAY, **given
+    )
+    assert bool(wrapper.optimizer.defaults['fused']) != ('foreach' in given)
+
+
+def test_constructor_passes_its_arguments_on():
+    cfg = dict(optimizer=dict(type='SGD', lr=0.1))
+    GroupedOptimWrapperConstructor(cfg)
+    assert cfg == dict(optimizer=dict(type='SGD', lr=0.1))
+    with pytest.raises(TypeError):
+        GroupedOptimWrapperConstructor(
+            cfg | dict(base_constructor='DefaultOptimWrapperConstructor'), 3
+        )(model())
+    assert DefaultOptimWrapperConstructor is not GroupedOptimWrapperConstructor

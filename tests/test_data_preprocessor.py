@@ -1,0 +1,89 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from evmamba_mm import BatchDataPreprocessor
+
+MEAN, STD = [10.0, 20.0, 30.0], [2.0, 3.0, 4.0]
+AUGMENTS = dict(
+    augments=[dict(type='Mixup', alpha=0.2), dict(type='CutMix', alpha=1.0)]
+)
+
+
+@pytest.fixture
+def hosts():
+    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
+    from mmpretrain.models.utils import ClsDataPreprocessor
+    from mmpretrain.structures import DataSample
+
+    return ClsDataPreprocessor, DataSample
+
+
+def batch(DataSample, labels):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(
+        256, (len(labels), 3, 6, 5), generator=generator, dtype=torch.uint8
+    )
+    samples = [DataSample().set_gt_label(label) for label in labels]
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('stacked', [True, False])
+@pytest.mark.parametrize(
+    ('options', 'labels'),
+    [
+        (dict(), [1, 2, 0, 3]),
+        (dict(mean=MEAN, std=STD, to_rgb=True), [1, 2, 0, 3]),
+        (dict(to_onehot=True, num_classes=5), [[1], [2, 4], [0], [3]]),
+        (
+            dict(mean=MEAN, std=STD, num_classes=5, batch_augments=AUGMENTS),
+            [1, 2, 0, 3],
+        ),
+    ],
+    ids=['bare', 'normalised', 'several-labels', 'mixed'],
+)
+def test_batches_equal_those_of_mmpretrain(
+    hosts, options, labels, stacked, training
+):
+    stock_class, DataSample = hosts
+    stock, ours = stock_class(**options), BatchDataPreprocessor(**options)
+    for seed in range(4):
+        found = []
+        for preprocessor in (stock, ours):
+            data = batch(DataSample, copy.deepcopy(labels))
+            if not stacked:
+                data['inputs'] = list(data['inputs'])
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            found.append(preprocessor(data, training))
+        expected, actual = found
+        torch.testing.assert_close(actual['inputs'], expected['inputs'])
+        targets = [
+            [
+                sample.get('gt_score', sample.gt_label)
+                for sample in each['data_samples']
+            ]
+            for each in (expected, actual)
+        ]
+        torch.testing.assert_close(targets[1], targets[0])
+
+
+def test_images_without_labels(hosts):
+    images = torch.ones(2, 3, 4, 4, dtype=torch.uint8)
+    ours = BatchDataPreprocessor(mean=MEAN, std=STD)
+    done = ours(dict(inputs=images))
+    assert done['data_samples'] is None
+    assert done['inputs'].dtype == torch.float32
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match='mean and std must come together'):
+        BatchDataPreprocessor(mean=MEAN)
+    with pytest.raises(ValueError, match='num_classes must be given'):
+        BatchDataPreprocessor(to_onehot=True)
+    images = [torch.ones(3, 4, 4), torch.ones(3, 5, 4)]
+    with pytest.raises(ValueError, match='must have one size'):
+        BatchDataPreprocessor()(dict(inputs=images))
