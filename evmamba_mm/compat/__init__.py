@@ -5,7 +5,12 @@ an allow-list, imports no toolbox, and changes nothing that works. A tool
 calls `init_cpu_dist` itself.
 """
 
-from . import mmcv_ops, mmpretrain_multimodal, safe_loading
+from . import (
+    mmcv_ops,
+    mmpretrain_multimodal,
+    resumed_config,
+    safe_loading,
+)
 from .cpu_distributed import init_cpu_dist
 
 __all__ = ['apply', 'init_cpu_dist']
@@ -19,3 +24,4 @@ def apply() -> None:
     mmcv_ops.apply()
     mmpretrain_multimodal.apply()
     safe_loading.apply()
+    resumed_config.apply()

@@ -5,9 +5,10 @@ import runpy
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import HOOKS
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, MODELS, DefaultScope
 
-from evmamba_mm import CUDAGraphHook
+from evmamba_mm import BatchDataPreprocessor, CUDAGraphHook
 
 from .follow import ROOT
 from .page import read_blocks
@@ -21,11 +22,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_config_adds_the_hook_to_those_of_its_base(folder):
+def test_config_has_parts_that_can_be_built(folder):
     pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
-    *others, hook = Config.fromfile(folder / 'with_graphs.py').custom_hooks
-    assert [other.type for other in others] == ['EMAHook']
+    config = Config.fromfile(folder / 'fast_training.py')
+    (hook,) = config.custom_hooks
     assert isinstance(HOOKS.build(hook), CUDAGraphHook)
+    model = dict(config.model, data_preprocessor=config.data_preprocessor)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        classifier = MODELS.build(model)
+        wrapper = build_optim_wrapper(classifier, config.optim_wrapper)
+    assert len(wrapper.optimizer.param_groups) == 1
+    assert isinstance(classifier.data_preprocessor, BatchDataPreprocessor)
 
 
 @pytest.mark.skipif(

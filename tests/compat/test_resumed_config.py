@@ -1,0 +1,31 @@
+import json
+
+import pytest
+import torch
+
+from .processes import run_python
+from .test_safe_loading import TINY_RUN
+
+
+@pytest.fixture
+def attack(tmp_path):
+    """A checkpoint that writes a file where it is resumed, and that file."""
+    run_python(TINY_RUN, tmp_path / 'run').lines()
+    mark = tmp_path / 'mark'
+    checkpoint = torch.load(
+        tmp_path / 'run' / 'epoch_1.pth', weights_only=True
+    )
+    checkpoint['meta']['config'] = f'open({str(mark)!r}, "w").close()'
+    torch.save(checkpoint, tmp_path / 'attack.pth')
+    return tmp_path / 'attack.pth', mark
+
+
+def test_config_of_a_checkpoint_is_not_run(attack, tmp_path):
+    checkpoint, mark = attack
+    outcome = run_python(
+        TINY_RUN, tmp_path / 'resumed', '--mend', '--resume', checkpoint
+    )
+    report = json.loads(outcome.lines()[-1])
+    assert (report['epoch'], report['iterations']) == (2, 8)
+    assert "has a config under meta['config']" in outcome.out + outcome.log
+    assert not mark.exists()
