@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 from mmengine.analysis import complexity_analysis
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,27 +38,27 @@ OWN = 'evmamba_mm::'
 class TracedValue:
     """Answers what mmengine's handles ask of a value of a traced graph."""
 
-    def __init__(self, value):
+    def __init__(self, value: object):
         self.value = value
 
-    def isCompleteTensor(self):
+    def isCompleteTensor(self) -> bool:
         """Return whether the value is a tensor."""
         return isinstance(self.value, torch.Tensor)
 
-    def type(self):
+    def type(self) -> 'TracedValue':
         """Return what knows the sizes: the value itself."""
         return self
 
-    def sizes(self):
+    def sizes(self) -> list[int]:
         """Return the tensor's shape."""
         return list(self.value.shape)
 
-    def toIValue(self):
+    def toIValue(self) -> object:
         """Return the value."""
         return self.value
 
 
-def attention_flops(query, key, value):
+def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
     """FLOPs of the two products of an attention that is one operation.
 
     mmengine has no handle for it and would count nothing.
@@ -79,7 +80,7 @@ class DispatchedFlops(TorchDispatchMode):
         self.count(func._schema.name, args, result)
         return result
 
-    def count(self, name, args, result):
+    def count(self, name: str, args: tuple, result: object) -> None:
         """Add the FLOPs of one operation.
 
         Raises:
@@ -113,7 +114,7 @@ class DispatchedFlops(TorchDispatchMode):
 class PooledFlops(TorchFunctionMode):
     """Counts adaptive pooling, which may be dispatched as a plain mean."""
 
-    def __init__(self, counts):
+    def __init__(self, counts: Counter):
         super().__init__()
         self.counts = counts
 

@@ -4,6 +4,8 @@ import contextlib
 import functools
 import logging
 import warnings
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -15,6 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 from ..backbones import EfficientVMamba
 from .flops import count_flops
@@ -66,7 +69,7 @@ class Count:
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Keeps the hosts from talking about models that nobody will train."""
     logger = MMLogger.get_current_instance()
     levels = {handler: handler.level for handler in logger.handlers}
@@ -85,14 +88,14 @@ _load_file_once = functools.cache(load_file)
 
 
 @functools.cache
-def read_config(path):
+def read_config(path: Path) -> Config:
     """Read a config file; each is read once."""
     # mmengine reads every metafile of a host anew for each base of it.
     with mock.patch('mmengine.config.utils.load', _load_file_once):
         return Config.fromfile(path)
 
 
-def build(cfg):
+def build(cfg: Config) -> nn.Module:
     """Build a config's model with random weights, for inference."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
@@ -107,11 +110,11 @@ class FixedRoIs:
     the protocol. Counts what the heads are then given.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module):
         self.model = model
         self.seen = {}
 
-    def install(self):
+    def install(self) -> None:
         """Put the fixed proposals in place of the real ones."""
         heads = self.model.roi_head
         self.model.rpn_head.predict = self.propose
@@ -122,21 +125,25 @@ class FixedRoIs:
                 functools.partial(self.see, kind)
             )
 
-    def propose(self, maps, samples, rescale):
+    def propose(
+        self, maps: tuple[Tensor, ...], samples: list, rescale: bool
+    ) -> list[InstanceData]:
         """Run the RPN head and return as many proposals as are counted."""
         self.model.rpn_head(maps)
         return [InstanceData(bboxes=torch.zeros(PROPOSALS, 4))]
 
-    def extract(self, extractor, maps, rois):
+    def extract(
+        self, extractor: nn.Module, maps: tuple[Tensor, ...], rois: Tensor
+    ) -> Tensor:
         """Return features of regions without extracting them."""
         size = extractor.roi_layers[0].output_size
         return maps[0].new_zeros(len(rois), extractor.out_channels, *size)
 
-    def see(self, kind, head, inputs):
+    def see(self, kind: str, head: nn.Module, inputs: tuple) -> None:
         """Note how many regions a head is given."""
         self.seen[kind] = len(inputs[0])
 
-    def check(self):
+    def check(self) -> None:
         """Check the numbers of regions.
 
         Raises:
@@ -149,7 +156,7 @@ class FixedRoIs:
             )
 
 
-def flops_of(model, protocol):
+def flops_of(model: nn.Module, protocol: Protocol) -> Counter:
     """Count the FLOPs of a model by operation, at the size of a protocol."""
     shape = (1, 3, protocol.height, protocol.width)
     if not hasattr(model, 'roi_head'):
@@ -162,7 +169,7 @@ def flops_of(model, protocol):
 
 
 @functools.cache
-def _count_model(key):
+def _count_model(key: 'ModelKey') -> Count:
     cfg = key.cfg
     with quiet():
         model = build(cfg)
@@ -182,15 +189,15 @@ def _count_model(key):
 class ModelKey:
     """A config that equals any other of the same model."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Config):
         self.cfg = cfg
         counted = {k: v for k, v in cfg.model.items() if k not in UNCOUNTED}
         self.text = f'{cfg.default_scope} {counted}'
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return self.text == other.text
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.text)
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
 
 from ..apis.features import backbone_outputs
+from ..apis.predictors import Predictor
 from ..apis.sources import IMAGE_SUFFIXES
 
 # The strides of the usual backbones: a crop that they divide is not padded.
@@ -29,14 +32,14 @@ class Field:
     width: int
 
     @property
-    def centre(self):
+    def centre(self) -> tuple[float, float]:
         """(y, x) of the unit's middle, as shares of the image's sides."""
         return tuple(
             (side // 2 + 0.5) / side for side in (self.height, self.width)
         )
 
 
-def find_images(folder, limit):
+def find_images(folder: Path, limit: int) -> list[Path]:
     """The first images below a folder, by name.
 
     Raises:
@@ -57,7 +60,9 @@ def find_images(folder, limit):
     return found[:limit]
 
 
-def prepare(predictor, paths, crop):
+def prepare(
+    predictor: Predictor, paths: Sequence[Path], crop: int | None
+) -> list[tuple[Tensor, BaseDataElement]]:
     """Takes images through the test pipeline, to centres of one size.
 
     Raises:
@@ -79,14 +84,16 @@ def prepare(predictor, paths, crop):
     return [(centre(image, *sides), sample) for image, sample in prepared]
 
 
-def centre(image, height, width):
+def centre(image: Tensor, height: int, width: int) -> Tensor:
     """Cut the centre (..., height, width) out of an image (..., H, W)."""
     top = (image.shape[-2] - height) // 2
     left = (image.shape[-1] - width) // 2
     return image[..., top : top + height, left : left + width]
 
 
-def normalised(model, image, sample):
+def normalised(
+    model: nn.Module, image: Tensor, sample: BaseDataElement
+) -> Tensor:
     """What the model's own preprocessor makes of an image, as a leaf."""
     sample = sample.clone()
     size = tuple(image.shape[-2:])
@@ -103,7 +110,7 @@ def normalised(model, image, sample):
     return inputs.detach().requires_grad_()
 
 
-def choose(maps, stage):
+def choose(maps: Sequence[Tensor], stage: int) -> Tensor:
     """One of the maps.
 
     Raises:
@@ -183,7 +190,7 @@ def share_boxes(
     ]
 
 
-def area(box):
+def area(box: tuple[float, float, float, float]) -> float:
     """Return the area of a box of :func:`share_boxes`, from 0 to 1."""
     top, bottom, left, right = box
     return (bottom - top) * (right - left)

@@ -1,4 +1,10 @@
-"""What a person calls from Python: inference, features, weights."""
+"""Inference, features and weights, called from Python.
+
+predictor = load_predictor('my_detector.py', 'epoch_12.pth')
+for outcome in predict(predictor, ['a.jpg', 'b.jpg'], batch_size=2):
+    print(predictor.describe(outcome.sample))
+maps = extract_features(predictor, 'a.jpg')
+"""
 
 from .convert import convert_checkpoint
 from .features import extract_features

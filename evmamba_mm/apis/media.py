@@ -1,9 +1,11 @@
 """Reading images and videos so that a broken one is known as such."""
 
 import io
+from pathlib import Path
 
 import cv2
 import mmcv
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .sources import JPEG_SUFFIXES
@@ -16,7 +18,7 @@ class BrokenInputError(Exception):
     """Why a file cannot be used."""
 
 
-def read_image(path):
+def read_image(path: Path) -> np.ndarray:
     """Reads an image as RGB, turned as its EXIF data say."""
     try:
         content = path.read_bytes()
@@ -36,7 +38,7 @@ def read_image(path):
     return mmcv.bgr2rgb(image)
 
 
-def find_damage(content):
+def find_damage(content: bytes) -> str | None:
     """Says what Pillow finds wrong with an image, or None."""
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -50,7 +52,7 @@ def find_damage(content):
     return None
 
 
-def open_video(path):
+def open_video(path: Path) -> mmcv.VideoReader:
     """Open a video.
 
     Raises:
@@ -70,20 +72,20 @@ class VideoWriter:
     Neither file is made before there is something to write.
     """
 
-    def __init__(self, path, fps, lines_path):
+    def __init__(self, path: Path, fps: float, lines_path: Path):
         self.path = path
         self.fps = fps
         self.lines_path = lines_path
         self.writer = None
         self.lines = None
 
-    def write(self, picture):
+    def write(self, picture: np.ndarray) -> None:
         """Write a picture (H, W, 3) in RGB."""
         if self.writer is None:
             self.writer = self.open(picture.shape)
         self.writer.write(mmcv.rgb2bgr(picture))
 
-    def open(self, shape):
+    def open(self, shape: tuple[int, ...]) -> cv2.VideoWriter:
         """Make the video file, for pictures of this shape.
 
         Raises:
@@ -104,13 +106,13 @@ class VideoWriter:
             )
         return writer
 
-    def write_line(self, text):
+    def write_line(self, text: str) -> None:
         """Write a line of the text file."""
         if self.lines is None:
             self.lines = self.lines_path.open('w')
         self.lines.write(text + '\n')
 
-    def close(self):
+    def close(self) -> None:
         """Close both files."""
         if self.writer is not None:
             self.writer.release()
@@ -118,7 +120,7 @@ class VideoWriter:
             self.lines.close()
 
 
-def write_image(picture, path):
+def write_image(picture: np.ndarray, path: Path) -> None:
     """Writes an RGB picture and makes the folder for it."""
     if not mmcv.imwrite(mmcv.rgb2bgr(picture), str(path)):
         raise OSError(f'{path} cannot be written')

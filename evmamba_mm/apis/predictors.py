@@ -6,9 +6,17 @@ BGR frame for RGB when it draws.
 """
 
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from mmengine.config import Config
+from mmengine.infer import BaseInferencer
+from mmengine.registry import Registry
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from .weights import Meta
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 DEFAULT_SCORE_THR = 0.3
@@ -55,44 +63,48 @@ class Predictor:
 
     task = None
 
-    def __init__(self, inferencer, datasets):
+    def __init__(self, inferencer: BaseInferencer, datasets: Registry):
         self.inferencer = inferencer
         self.datasets = datasets
         self.meta = None
 
     @property
-    def model(self):
+    def model(self) -> nn.Module:
         """The toolbox's model."""
         return self.inferencer.model
 
-    def use_meta(self, meta):
+    def use_meta(self, meta: Meta) -> None:
         """Take the names and colours of the classes."""
         self.meta = meta
         self.model.dataset_meta = dict(
             classes=meta.classes, palette=meta.palette
         )
 
-    def prepare(self, image):
+    def prepare(
+        self, image: str | np.ndarray
+    ) -> tuple[Tensor, BaseDataElement]:
         """Takes a path or a BGR array through the test pipeline."""
         (batch,) = self.inferencer.preprocess([image], batch_size=1)
         return self.unpack(batch)
 
     @staticmethod
-    def unpack(batch):
+    def unpack(batch: object) -> tuple[Tensor, BaseDataElement]:
         """Return the image and the data sample of a batch of one."""
         return batch['inputs'][0], batch['data_samples'][0]
 
-    def predict(self, prepared):
+    def predict(
+        self, prepared: Sequence[tuple[Tensor, BaseDataElement]]
+    ) -> list[BaseDataElement]:
         """Predicts a batch of images that were prepared to the same size."""
         inputs, samples = zip(*prepared, strict=True)
         batch = dict(inputs=list(inputs), data_samples=list(samples))
         return self.inferencer.forward(batch)
 
-    def draw(self, image, sample):
+    def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
         """Draws a prediction on an RGB image; returns RGB."""
         raise NotImplementedError
 
-    def describe(self, sample):
+    def describe(self, sample: BaseDataElement) -> dict:
         """The prediction as a dict for JSON."""
         raise NotImplementedError
 
@@ -102,7 +114,7 @@ class Classifier(Predictor):
 
     task = 'classification'
 
-    def __init__(self, cfg, device):
+    def __init__(self, cfg: Config, device: str):
         from mmpretrain import ImageClassificationInferencer
         from mmpretrain.registry import DATASETS
         from mmpretrain.visualization import UniversalVisualizer
@@ -116,12 +128,12 @@ class Classifier(Predictor):
         # Its visualize() hands out no picture, only files.
         self.visualizer = UniversalVisualizer()
 
-    def use_meta(self, meta):
+    def use_meta(self, meta: Meta) -> None:
         """Take the names of the classes."""
         super().use_meta(meta)
         self.inferencer.classes = meta.classes
 
-    def draw(self, image, sample):
+    def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
         """Write label and score on an RGB image; small ones are enlarged."""
         small = min(image.shape[:2]) < LEAST_LABELLED_SIDE
         return self.visualizer.visualize_cls(
@@ -132,7 +144,7 @@ class Classifier(Predictor):
             resize=LEAST_LABELLED_SIDE if small else None,
         )
 
-    def describe(self, sample):
+    def describe(self, sample: BaseDataElement) -> dict:
         """Return the label, its name and all scores."""
         (result,) = self.inferencer.postprocess([sample], None)
         return dict(
@@ -149,7 +161,7 @@ class Detector(Predictor):
     task = 'detection'
     score_thr = DEFAULT_SCORE_THR
 
-    def __init__(self, cfg, device):
+    def __init__(self, cfg: Config, device: str):
         from mmdet.apis import DetInferencer
         from mmdet.registry import DATASETS
 
@@ -161,18 +173,20 @@ class Detector(Predictor):
         )
         super().__init__(inferencer, DATASETS)
 
-    def use_meta(self, meta):
+    def use_meta(self, meta: Meta) -> None:
         """Take the names and colours of the classes."""
         super().use_meta(meta)
         self.inferencer.visualizer.dataset_meta = self.model.dataset_meta
 
     @staticmethod
-    def unpack(batch):
+    def unpack(batch: object) -> tuple[Tensor, BaseDataElement]:
         """Return the image and the data sample of a batch of one."""
         _, data = batch
         return data['inputs'][0], data['data_samples'][0]
 
-    def predict(self, prepared):
+    def predict(
+        self, prepared: Sequence[tuple[Tensor, BaseDataElement]]
+    ) -> list[BaseDataElement]:
         """Predict, and keep what scores more than `score_thr`."""
         samples = super().predict(prepared)
         for sample in samples:
@@ -182,14 +196,14 @@ class Detector(Predictor):
                 sample.pred_instances = found[kept]
         return samples
 
-    def draw(self, image, sample):
+    def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
         """Draw boxes and masks on an RGB image."""
         (picture,) = self.inferencer.visualize(
             [image], [sample], return_vis=True, pred_score_thr=self.score_thr
         )
         return picture
 
-    def describe(self, sample):
+    def describe(self, sample: BaseDataElement) -> dict:
         """Return label, name, score, box and mask of each instance.
 
         Raises:
@@ -221,7 +235,7 @@ class Segmenter(Predictor):
     task = 'segmentation'
     with_labels = True
 
-    def __init__(self, cfg, device):
+    def __init__(self, cfg: Config, device: str):
         from mmseg.apis import MMSegInferencer
         from mmseg.registry import DATASETS
 
@@ -229,7 +243,7 @@ class Segmenter(Predictor):
         cfg.visualizer.vis_backends = None
         super().__init__(MMSegInferencer(cfg, device=device), DATASETS)
 
-    def draw(self, image, sample):
+    def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
         """Draw the classes on an RGB image."""
         (picture,) = self.inferencer.visualize(
             [image],
@@ -240,7 +254,7 @@ class Segmenter(Predictor):
         )
         return picture
 
-    def describe(self, sample):
+    def describe(self, sample: BaseDataElement) -> dict:
         """Return label, name, pixels and mask of each class that is there."""
         import numpy as np
         from pycocotools import mask as coco_mask
@@ -272,7 +286,9 @@ class Outcome:
     error: Exception | None = None
 
 
-def predictions(items, predictor, batch_size):
+def predictions(
+    items: Iterable[tuple], predictor: Predictor, batch_size: int
+) -> Iterator[Outcome]:
     """Yields the outcome of each (key, RGB image, model input).
 
     A batch holds neighbours that are of one size after the test pipeline:
@@ -297,7 +313,7 @@ def predictions(items, predictor, batch_size):
         yield from flush(pending, predictor)
 
 
-def flush(pending, predictor):
+def flush(pending: Sequence[tuple], predictor: Predictor) -> Iterator[Outcome]:
     """Predicts a batch, and one by one what fails as a batch."""
     try:
         samples = predictor.predict([prepared for *_, prepared in pending])

@@ -4,8 +4,11 @@ import contextlib
 import json
 import sys
 import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import mmcv
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -17,7 +20,8 @@ from .media import (
     read_image,
     write_image,
 )
-from .predictors import predictions
+from .predictors import Outcome, Predictor, predictions
+from .sources import Source
 
 # Their message is enough; any other error also shows where it came from.
 PLAIN_ERRORS = (BrokenInputError, ValueError)
@@ -26,7 +30,9 @@ PLAIN_ERRORS = (BrokenInputError, ValueError)
 class Run:
     """Draws and writes; counts what was written and what was reported."""
 
-    def __init__(self, predictor, batch_size, write_json):
+    def __init__(
+        self, predictor: Predictor, batch_size: int, write_json: bool
+    ):
         self.predictor = predictor
         self.batch_size = batch_size
         self.write_json = write_json
@@ -34,7 +40,7 @@ class Run:
         self.reported = 0
         self.traceback_shown = False
 
-    def process(self, sources):
+    def process(self, sources: Sequence[Source]) -> None:
         """Process images first, then videos."""
         images = [source for source in sources if not source.is_video]
         if images:
@@ -43,7 +49,9 @@ class Run:
             if source.is_video:
                 self.process_video(source)
 
-    def report(self, path, error, what='skipped'):
+    def report(
+        self, path: Path, error: Exception, what: str = 'skipped'
+    ) -> None:
         """Say on standard error why an input was skipped, and count it."""
         self.reported += 1
         if isinstance(error, PLAIN_ERRORS):
@@ -55,11 +63,11 @@ class Run:
                 self.traceback_shown = True
         print(f'{what} {path}: {reason}', file=sys.stderr, flush=True)
 
-    def outcomes(self, items):
+    def outcomes(self, items: Iterable[tuple]) -> Iterator[Outcome]:
         """Yield the outcome of each item."""
         return predictions(items, self.predictor, self.batch_size)
 
-    def process_images(self, sources):
+    def process_images(self, sources: Sequence[Source]) -> None:
         """Write the picture of each image that can be read."""
         with progress('images', len(sources)) as count:
             for outcome in self.outcomes(self.readable(count(sources))):
@@ -71,7 +79,7 @@ class Run:
                 else:
                     self.report(source.path, error)
 
-    def readable(self, sources):
+    def readable(self, sources: Iterable[Source]) -> Iterator[tuple]:
         """Yield (source, RGB image, model input) of what can be read."""
         for source in sources:
             try:
@@ -82,7 +90,7 @@ class Run:
             # The path, so that the config's own pipeline reads the image.
             yield source, image, str(source.path)
 
-    def write_picture(self, outcome):
+    def write_picture(self, outcome: Outcome) -> Exception | None:
         """Writes picture and JSON; returns the error if it cannot."""
         source = outcome.key
         try:
@@ -96,13 +104,13 @@ class Run:
             return error
         return None
 
-    def record(self, outcome, origin):
+    def record(self, outcome: Outcome, origin: dict) -> dict:
         """Return a prediction as a dict, with where it is from."""
         height, width = outcome.image.shape[:2]
         size = dict(task=self.predictor.task, width=width, height=height)
         return origin | size | self.predictor.describe(outcome.sample)
 
-    def process_video(self, source):
+    def process_video(self, source: Source) -> None:
         """Write a video of the frames that can be read."""
         try:
             reader = open_video(source.path)
@@ -129,7 +137,13 @@ class Run:
                 f'{frames} of {announced or "?"} frames written of',
             )
 
-    def write_frames(self, source, reader, writer, announced):
+    def write_frames(
+        self,
+        source: Source,
+        reader: mmcv.VideoReader,
+        writer: VideoWriter,
+        announced: int | None,
+    ) -> tuple[int, Exception | None]:
         """Returns how many frames are written, and the error at the next."""
         frames = 0
         with progress(source.path.name, announced) as count:
@@ -142,7 +156,9 @@ class Run:
                 frames += 1
         return frames, None
 
-    def write_frame(self, outcome, source, writer):
+    def write_frame(
+        self, outcome: Outcome, source: Source, writer: VideoWriter
+    ) -> Exception | None:
         """Write a frame; return the error if it cannot."""
         try:
             writer.write(self.predictor.draw(outcome.image, outcome.sample))
@@ -155,7 +171,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def progress(description, total):
+def progress(description: str, total: int | None) -> Iterator[Callable]:
     """A bar on standard error; gives a function that counts a sequence.
 
     rich's own track() keeps a thread waiting, and with it the process, when
@@ -172,7 +188,7 @@ def progress(description, total):
         yield count
 
 
-def frame_rate(reader, source):
+def frame_rate(reader: mmcv.VideoReader, source: Source) -> float:
     """Return the frames a second of a video, or FALLBACK_FPS."""
     if reader.fps > 0:
         return reader.fps
@@ -183,7 +199,7 @@ def frame_rate(reader, source):
     return FALLBACK_FPS
 
 
-def as_items(frames):
+def as_items(frames: Iterable[np.ndarray]) -> Iterator[tuple]:
     """Yield (number, RGB image, model input) of each BGR frame."""
     for number, frame in enumerate(frames):
         yield number, mmcv.bgr2rgb(frame), frame

@@ -3,6 +3,7 @@
 import glob
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,22 +39,22 @@ class Source:
     json_path: Path
 
     @property
-    def is_video(self):
+    def is_video(self) -> bool:
         """Whether the file is a video."""
         return is_video(self.path)
 
 
-def is_video(path):
+def is_video(path: Path) -> bool:
     """Return whether a path ends as videos do."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def is_legal(path):
+def is_legal(path: Path) -> bool:
     """Return whether a path ends as images or videos do."""
     return path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 
-def collect(text, out_dir):
+def collect(text: str, out_dir: Path) -> Collected:
     """Finds the images and videos that INPUT means.
 
     A path that exists is taken as it stands, even if it looks like a glob.
@@ -75,7 +76,7 @@ def collect(text, out_dir):
     )
 
 
-def collect_folder(folder, out_dir):
+def collect_folder(folder: Path, out_dir: Path) -> Collected:
     """Finds every image and video below a folder.
 
     Skips hidden files and results of an earlier run in `out_dir`.
@@ -98,7 +99,7 @@ def collect_folder(folder, out_dir):
     return Collected(paths, folder, len(files) - len(paths))
 
 
-def collect_glob(pattern):
+def collect_glob(pattern: str) -> Collected:
     """Find every image and video that a pattern matches.
 
     Raises:
@@ -121,7 +122,7 @@ def collect_glob(pattern):
     return Collected(paths, root, len(matches) - len(paths))
 
 
-def plan(collected, out_dir):
+def plan(collected: Collected, out_dir: Path) -> list[Source]:
     """Gives each file its own place below `out_dir`.
 
     Folders below the common one are kept. `a.jpg` becomes `a.jpg`, `a.bmp`
@@ -152,7 +153,7 @@ def plan(collected, out_dir):
     return sources
 
 
-def target_suffix(path):
+def target_suffix(path: Path) -> str:
     """Return the ending of the picture or video of an input."""
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
@@ -160,7 +161,7 @@ def target_suffix(path):
     return '.jpg' if suffix in JPEG_SUFFIXES else '.png'
 
 
-def refuse_overwriting(sources):
+def refuse_overwriting(sources: Sequence[Source]) -> None:
     """Check where the results go.
 
     Raises:

@@ -5,12 +5,14 @@ import contextlib
 import logging
 import pickle
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.logging import MMLogger
+from mmengine.registry import Registry
 from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
@@ -67,24 +69,24 @@ def load_weights(
     return loaded.get('meta', {})
 
 
-def say(text):
+def say(text: str) -> None:
     """Print on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
-def first_line(error):
+def first_line(error: Exception) -> str:
     """Return the first line of an error's message."""
     return str(error).partition('\n')[0]
 
 
-def shortened(error):
+def shortened(error: Exception) -> str:
     """The lines of an error, each cut where it lists key after key."""
     lines = (line.strip() for line in str(error).splitlines())
     kept = [line[:200] + ' ...' * (len(line) > 200) for line in lines if line]
     return '\n  '.join(kept[:8] or [type(error).__name__])
 
 
-def initialise(model, cfg):
+def initialise(model: nn.Module, cfg: Config) -> None:
     """Loads what the config's init_cfg name and says what stays random."""
     trained = dict(pretrained_parts(cfg.model, 'model'))
     listed = ', '.join(f'{k} ({v})' for k, v in trained.items())
@@ -113,7 +115,7 @@ def initialise(model, cfg):
 
 
 @contextlib.contextmanager
-def quiet_log():
+def quiet_log() -> Iterator[None]:
     """Holds back the several lines that mmengine logs for each weight."""
     log = MMLogger.get_current_instance()
     level = log.level
@@ -124,7 +126,7 @@ def quiet_log():
         log.setLevel(level)
 
 
-def pretrained_parts(node, place):
+def pretrained_parts(node: object, place: str) -> Iterator[tuple[str, str]]:
     """Yields (place, file) of each initialisation from a file."""
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
@@ -139,7 +141,13 @@ def pretrained_parts(node, place):
                 yield from pretrained_parts(child, f'{place}.{key}')
 
 
-def find_meta(model, checkpoint_meta, cfg, datasets, distinct):
+def find_meta(
+    model: nn.Module,
+    checkpoint_meta: dict,
+    cfg: Config,
+    datasets: Registry,
+    distinct: bool,
+) -> Meta:
     """Finds the names and colours of the classes that the model predicts.
 
     The checkpoint knows what it was trained on and comes first, then the
@@ -176,7 +184,7 @@ def find_meta(model, checkpoint_meta, cfg, datasets, distinct):
     return Meta(names, colours(None, wanted))
 
 
-def count_classes(model):
+def count_classes(model: nn.Module) -> int | None:
     """Return the number of classes that a model predicts, or None."""
     for place in HEADS:
         part = model
@@ -190,14 +198,14 @@ def count_classes(model):
     return None
 
 
-def meta_of_checkpoint(meta):
+def meta_of_checkpoint(meta: dict) -> dict:
     """Return the data set's meta of a checkpoint, its keys in lower case."""
     # The hosts' releases before 2023 wrote CLASSES and PALETTE.
     stored = meta.get('dataset_meta') or meta
     return {key.lower(): value for key, value in stored.items()}
 
 
-def meta_of_config(cfg, datasets):
+def meta_of_config(cfg: Config, datasets: Registry) -> dict:
     """Return the meta of a config's test data set."""
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
@@ -215,7 +223,7 @@ def meta_of_config(cfg, datasets):
     return meta
 
 
-def colours(palette, count):
+def colours(palette: object, count: int) -> list[tuple[int, int, int]]:
     """The first `count` colours of a palette, or hues that lie far apart."""
     if isinstance(palette, (list, tuple)) and len(palette) >= count:
         return [tuple(int(v) for v in colour) for colour in palette[:count]]

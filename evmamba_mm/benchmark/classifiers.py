@@ -1,11 +1,22 @@
 """Throughput of whole classifiers."""
 
 import itertools
+from collections.abc import Iterable, Sequence
 
 from . import models, modes
+from .rows import Row
+from .session import Session
 
 
-def run(session, names, batches, sizes, dtypes, wanted, phases):
+def run(
+    session: Session,
+    names: Sequence[str],
+    batches: Sequence[int],
+    sizes: Sequence[int],
+    dtypes: Sequence[str],
+    wanted: Sequence[str],
+    phases: Sequence[str],
+) -> None:
     """Measures every combination of the lists."""
     for name, size, batch, dtype, phase, mode in itertools.product(
         names, sizes, batches, dtypes, phases, wanted
@@ -36,7 +47,7 @@ def run(session, names, batches, sizes, dtypes, wanted, phases):
 PHASES = dict(inference=modes.inference, training=modes.training)
 
 
-def growth(rows):
+def growth(rows: Iterable[Row]) -> list[str]:
     """Time a pixel at each size over that at the smallest, by model.
 
     Returns:

@@ -3,14 +3,18 @@
 import functools
 import itertools
 import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
 
 from ..graphs import graph_training
 from . import modes, timing
+from .session import Session
 
 INPUTS = 2
 OBJECTS = 7
@@ -20,7 +24,7 @@ ALONE = 'backbone alone'
 PHASES = (STEP, INSIDE, ALONE)
 
 
-def build(path, device):
+def build(path: str | Path, device: torch.device) -> nn.Module:
     """Builds a config's detector with random weights, in training mode."""
     config = Config.fromfile(path)
     for part in (config.model, config.model.backbone):
@@ -30,7 +34,9 @@ def build(path, device):
     return revert_sync_batchnorm(model).to(device).train()
 
 
-def random_batches(model, batch, height, width):
+def random_batches(
+    model: nn.Module, batch: int, height: int, width: int
+) -> list[dict]:
     """Preprocessed batches of noise with random objects and masks."""
     from mmdet.testing._utils import demo_mm_inputs
 
@@ -55,7 +61,7 @@ class Marks:
     with the backward of the whole, since nothing lies before it.
     """
 
-    def __init__(self, backbone, device):
+    def __init__(self, backbone: nn.Module, device: torch.device):
         self.clock = timing.Clock(device)
         self.at = {}
         self.hooks = [
@@ -63,11 +69,11 @@ class Marks:
             backbone.register_forward_hook(self.leave),
         ]
 
-    def enter(self, module, inputs):
+    def enter(self, module: nn.Module, inputs: tuple) -> None:
         """Mark the begin of the forward."""
         self.at['forward'] = self.clock.mark()
 
-    def leave(self, module, inputs, outputs):
+    def leave(self, module: nn.Module, inputs: tuple, outputs: tuple) -> None:
         """Mark the end of the forward, and wait for the gradients."""
         self.at['forward end'] = self.clock.mark()
         # A frozen stage's output has no gradient.
@@ -75,11 +81,11 @@ class Marks:
             if output.requires_grad:
                 output.register_hook(self.gradient)
 
-    def gradient(self, gradient):
+    def gradient(self, gradient: Tensor) -> None:
         """Mark the begin of the backward."""
         self.at['backward'] = self.clock.mark()
 
-    def ms(self, end):
+    def ms(self, end: object) -> float:
         """Return the milliseconds of forward, and of backward up to `end`."""
         at = self.at
         return self.clock.ms(at['forward'], at['forward end']) + self.clock.ms(
@@ -87,7 +93,12 @@ class Marks:
         )
 
 
-def step_function(model, batches, device, dtype):
+def step_function(
+    model: nn.Module,
+    batches: Sequence[dict],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[int], object]:
     """Make a function of a call's number: a training step."""
 
     def step(call):
@@ -101,7 +112,12 @@ def step_function(model, batches, device, dtype):
     return step
 
 
-def inside(model, step, device, repeats):
+def inside(
+    model: nn.Module,
+    step: Callable[[int], object],
+    device: torch.device,
+    repeats: int,
+) -> timing.Measured:
     """Median milliseconds of the backbone within a step."""
     marks = Marks(model.backbone, device)
     times = []
@@ -117,7 +133,9 @@ def inside(model, step, device, repeats):
     return timing.Measured(ms, timing.peak_gib(device))
 
 
-def graphed(model, batches, dtype):
+def graphed(
+    model: nn.Module, batches: Sequence[dict], dtype: torch.dtype
+) -> None:
     """Captures the backbone, as CUDAGraphHook does while a model trains."""
     graph_training(
         model.backbone,
@@ -126,7 +144,12 @@ def graphed(model, batches, dtype):
     )
 
 
-def alone_function(model, batches, device, dtype):
+def alone_function(
+    model: nn.Module,
+    batches: Sequence[dict],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[int], object]:
     """Make a function of a call's number: the backbone alone."""
     backbone = model.backbone
     gradients = []
@@ -143,7 +166,15 @@ def alone_function(model, batches, device, dtype):
     return step
 
 
-def run(session, configs, wanted, batch, height, width, dtype):
+def run(
+    session: Session,
+    configs: Sequence[str],
+    wanted: Sequence[str],
+    batch: int,
+    height: int,
+    width: int,
+    dtype: str,
+) -> None:
     """Three rows a config and mode: the step, the backbone in it, and alone.
 
     In mode 'graph' the backbone alone is a graph, the rest is as it is.

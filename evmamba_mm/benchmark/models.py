@@ -68,7 +68,7 @@ def build_classifier(name: str) -> nn.Module:
         return MODELS.build(model)
 
 
-def from_timm(name):
+def from_timm(name: str) -> nn.Module:
     """Build a model of timm's.
 
     Raises:
@@ -83,7 +83,7 @@ def from_timm(name):
     return timm.create_model(name)
 
 
-def from_config(path):
+def from_config(path: str) -> nn.Module:
     """Build the model of a config file."""
     config = Config.fromfile(path)
     config.model.pop('init_cfg', None)

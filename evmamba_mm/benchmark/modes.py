@@ -1,10 +1,12 @@
 """The ways a classifier is run: one function of a call's number each."""
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..backbones import EfficientVMamba
 from ..deploy import fuse
@@ -30,35 +32,41 @@ class Batches:
         make: Makes a batch.
     """
 
-    def __init__(self, make):
+    def __init__(self, make: Callable[[], Tensor]):
         self.make = make
         self.made = {}
 
-    def __getitem__(self, call):
+    def __getitem__(self, call: int) -> Tensor:
         number = call % INPUTS
         if number not in self.made:
             self.made[number] = self.make()
         return self.made[number]
 
 
-def random_images(batch, size, device):
+def random_images(
+    batch: int, size: tuple[int, int], device: torch.device
+) -> Tensor:
     """Return noise (B, 3, H, W)."""
     return torch.randn(batch, 3, *size, device=device)
 
 
-def autocast(device, dtype):
+def autocast(
+    device: torch.device, dtype: torch.dtype
+) -> AbstractContextManager:
     """Return a context that casts to `dtype`, if it is not fp32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 
-def is_ours(model):
+def is_ours(model: nn.Module) -> bool:
     """Return whether an EfficientVMamba is part of a model."""
     return any(isinstance(m, EfficientVMamba) for m in model.modules())
 
 
-def deployed(model, dtype, size):
+def deployed(
+    model: nn.Module, dtype: torch.dtype, size: tuple[int, int]
+) -> nn.Module:
     """Copy for inference: BatchNorms folded, else weights in `dtype`, NHWC.
 
     Ours are folded by the package, which keeps what the scan's decay rates
@@ -72,7 +80,7 @@ def deployed(model, dtype, size):
 
 
 @torch.no_grad()
-def folded_by_mmcv(model, size):
+def folded_by_mmcv(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     """Return a copy with folded BatchNorms, if that keeps the outputs."""
     from mmcv.cnn import fuse_conv_bn
 
@@ -83,14 +91,21 @@ def folded_by_mmcv(model, size):
     return folded if error < FOLD_TOLERANCE else model
 
 
-def compiled(model, device):
+def compiled(model: nn.Module, device: torch.device) -> Callable:
     """As a user compiles it: with CUDA graphs where there are some."""
     if device.type != 'cuda':
         return torch.compile(model)
     return torch.compile(model, mode='reduce-overhead')
 
 
-def inference(model, mode, dtype, batch, size, device):
+def inference(
+    model: nn.Module,
+    mode: str,
+    dtype: torch.dtype,
+    batch: int,
+    size: tuple[int, int],
+    device: torch.device,
+) -> Callable[[int], object]:
     """A function that gives the logits of one of several batches."""
     model = model.eval()
     if mode == 'eager':
@@ -122,7 +137,14 @@ def inference(model, mode, dtype, batch, size, device):
     return run
 
 
-def training(model, mode, dtype, batch, size, device):
+def training(
+    model: nn.Module,
+    mode: str,
+    dtype: torch.dtype,
+    batch: int,
+    size: tuple[int, int],
+    device: torch.device,
+) -> Callable[[int], object]:
     """A function that goes forward and backward, without an optimiser."""
     images = Batches(lambda: random_images(batch, size, device))
     labels = torch.randint(CLASSES, (INPUTS, batch), device=device)

@@ -4,8 +4,10 @@ Compare it with kernels that scan prepared sequences.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ..ops import AtrousGroups
 from ..ops.scan.cuda import proj_columns
@@ -16,7 +18,7 @@ KIND = 'scan2d'
 BACKENDS = ('naive', 'cuda')
 
 
-def arguments(map_arguments):
+def arguments(map_arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of the scan with projections in place of their weight."""
     x = map_arguments['x']
     states = map_arguments['A_logs'].shape[1]
@@ -32,7 +34,15 @@ def arguments(map_arguments):
     )
 
 
-def naive(x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds, step):
+def naive(
+    x: Tensor,
+    proj: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    step: int,
+) -> Tensor:
     """The groups one by one, by the equations."""
     geometry = AtrousGroups(step)
     sets = list(geometry.parameter_sets)
@@ -73,7 +83,7 @@ class _Scan(torch.autograd.Function):
         return *run_backward(dy, *tensors, saved, ctx.geometry), None
 
 
-def called(backend, step):
+def called(backend: str, step: int) -> Callable[..., Tensor]:
     """Return the scan by a backend, a function of :func:`arguments`."""
     if backend == 'naive':
         return functools.partial(naive, step=step)

@@ -1,6 +1,7 @@
 """Rows of measurements, in a CSV file and as a Markdown table."""
 
 import csv
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Row:
     torch: str
     command: str
 
-    def texts(self):
+    def texts(self) -> dict[str, str]:
         """Return the cells of the file, by column."""
         values = asdict(self)
         values['images_per_s'] = f'{self.images_per_s:.5g}'
@@ -42,7 +43,7 @@ class Row:
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
-def key_of(row):
+def key_of(row: Mapping[str, str]) -> tuple[str, ...]:
     """Return what tells measurements apart."""
     return tuple(row[name] for name in KEY)
 
@@ -69,7 +70,7 @@ def read(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def check_positive(cell, where):
+def check_positive(cell: str, where: str) -> None:
     """Refuses what is no number, or no finite one above 0."""
     try:
         good = 0 < float(cell) < float('inf')
@@ -132,7 +133,7 @@ def markdown(rows: list[dict[str, str]], unit: str) -> str:
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in table)
 
 
-def shown(row, unit):
+def shown(row: Mapping[str, str] | None, unit: str) -> str:
     """Return a cell of the Markdown table."""
     if row is None:
         return ''

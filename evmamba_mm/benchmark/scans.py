@@ -7,11 +7,14 @@ of a group is the root of the number of groups.
 
 import functools
 import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from ..ops import BACKENDS, es2d_scan, selective_scan
 from . import modes, projected
+from .session import Session
 
 MAP, SEQUENCES = 'es2d_scan', 'selective_scan'
 PHASES = ('forward', 'backward')
@@ -32,12 +35,20 @@ class RedCheck(Exception):
     """A backend whose results are wrong: its speed is of no interest."""
 
 
-def rank_of(channels):
+def rank_of(channels: int) -> int:
     """R of a block whose inner channels are twice its own."""
     return math.ceil(channels / 32)
 
 
-def map_arguments(batch, height, width, groups, channels, states, device):
+def map_arguments(
+    batch: int,
+    height: int,
+    width: int,
+    groups: int,
+    channels: int,
+    states: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """Return random arguments of :func:`evmamba_mm.ops.es2d_scan`."""
     sets, rank = min(4, groups), rank_of(channels)
     normal = {'device': device, 'dtype': torch.float32}
@@ -55,7 +66,14 @@ def map_arguments(batch, height, width, groups, channels, states, device):
     )
 
 
-def sequence_arguments(batch, groups, channels, length, states, device):
+def sequence_arguments(
+    batch: int,
+    groups: int,
+    channels: int,
+    length: int,
+    states: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """Return random arguments of the scan of ready sequences."""
     wide = groups * channels
     normal = {'device': device, 'dtype': torch.float32}
@@ -70,7 +88,7 @@ def sequence_arguments(batch, groups, channels, length, states, device):
     )
 
 
-def step_of(groups):
+def step_of(groups: int) -> int:
     """Return the step between the cells of a group.
 
     Raises:
@@ -84,7 +102,7 @@ def step_of(groups):
     return step
 
 
-def sides(length, step):
+def sides(length: int, step: int) -> tuple[int, int]:
     """Height and width of a map whose groups have this length."""
     rows = math.isqrt(length)
     while length % rows:
@@ -92,7 +110,9 @@ def sides(length, step):
     return rows * step, length // rows * step
 
 
-def streams(arguments, dtype):
+def streams(
+    arguments: dict[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
     """The arguments with what flows through in `dtype`, parameters in fp32."""
     flowing = ('x', 'x_proj_weight', 'proj', 'u', 'delta', 'B', 'C')
     return {
@@ -101,7 +121,7 @@ def streams(arguments, dtype):
     }
 
 
-def called(kind, backend, step):
+def called(kind: str, backend: str, step: int) -> Callable[..., Tensor]:
     """Return the scan of a kind by a backend."""
     if kind == projected.KIND:
         return projected.called(backend, step)
@@ -110,7 +130,9 @@ def called(kind, backend, step):
     return functools.partial(selective_scan, backend=backend)
 
 
-def values(function, arguments, seed):
+def values(
+    function: Callable[..., Tensor], arguments: dict[str, Tensor], seed: int
+) -> dict[str, Tensor]:
     """Output and gradients by name, in fp64."""
     leaves = {
         name: value.detach().clone().requires_grad_()
@@ -128,7 +150,13 @@ def values(function, arguments, seed):
     }
 
 
-def check(kind, backend, shape, dtype, device):
+def check(
+    kind: str,
+    backend: str,
+    shape: Sequence[int],
+    dtype: str,
+    device: torch.device,
+) -> None:
     """Compares a backend with the naive scan in fp64.
 
     Args:
@@ -168,7 +196,14 @@ def check(kind, backend, shape, dtype, device):
             )
 
 
-def timed(kind, backend, phase, shape, dtype, device):
+def timed(
+    kind: str,
+    backend: str,
+    phase: str,
+    shape: Sequence[int],
+    dtype: str,
+    device: torch.device,
+) -> Callable[[int], object]:
     """A function of a call's number; 'backward' is that alone."""
     batch, groups, channels, length, states = shape
     step = step_of(groups)
@@ -207,7 +242,7 @@ def timed(kind, backend, phase, shape, dtype, device):
     return backward
 
 
-def default_backends(device):
+def default_backends(device: torch.device) -> list[tuple[str, str]]:
     """(kind, backend) pairs that are worth comparing on a device."""
     if device.type == 'cuda':
         return [
@@ -221,7 +256,7 @@ def default_backends(device):
     return [(MAP, 'torch'), (SEQUENCES, 'torch')]
 
 
-def check_pair(text):
+def check_pair(text: str) -> tuple[str, str]:
     """Splits 'es2d_scan:cuda' into what is scanned and by what.
 
     Raises:
@@ -239,7 +274,9 @@ def check_pair(text):
     return kind, backend
 
 
-def check_all(cases, device):
+def check_all(
+    cases: Iterable[tuple], device: torch.device
+) -> dict[tuple, Exception]:
     """Checks all cases, on a small map and at their length.
 
     Returns:
@@ -266,7 +303,13 @@ def check_all(cases, device):
     return failed
 
 
-def run(session, pairs, shapes, dtypes, phases):
+def run(
+    session: Session,
+    pairs: Sequence[tuple[str, str]],
+    shapes: Sequence[Sequence[int]],
+    dtypes: Sequence[str],
+    phases: Sequence[str],
+) -> None:
     """Checks every backend first and times nothing if one is wrong.
 
     Raises:

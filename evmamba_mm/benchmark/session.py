@@ -2,6 +2,8 @@
 
 import gc
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -21,7 +23,14 @@ class Session:
         total: How many measurements there will be.
     """
 
-    def __init__(self, device, repeats, path, command, total):
+    def __init__(
+        self,
+        device: torch.device,
+        repeats: int,
+        path: Path | None,
+        command: str,
+        total: int,
+    ):
         self.device = device
         self.repeats = repeats
         self.path = path
@@ -31,23 +40,41 @@ class Session:
         self.bar = Progress(console=Console(stderr=True))
         self.task = self.bar.add_task('measuring', total=total)
 
-    def __enter__(self):
+    def __enter__(self) -> 'Session':
         # Convolutions choose their algorithm while warming up.
         torch.backends.cudnn.benchmark = True
         self.bar.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         self.bar.stop()
 
-    def measure(self, make, model, mode, phase, batch, size, dtype):
+    def measure(
+        self,
+        make: Callable[[], Callable],
+        model: str,
+        mode: str,
+        phase: str,
+        batch: int,
+        size: str,
+        dtype: str,
+    ) -> None:
         """Times what `make()` returns, a function of a call's number."""
         self.record(
             lambda: timing.measure(make(), self.device, self.repeats),
             *(model, mode, phase, batch, size, dtype),
         )
 
-    def record(self, measured, model, mode, phase, batch, size, dtype):
+    def record(
+        self,
+        measured: Callable[[], timing.Measured],
+        model: str,
+        mode: str,
+        phase: str,
+        batch: int,
+        size: str,
+        dtype: str,
+    ) -> None:
         """Makes a row of what `measured()` returns."""
         name = f'{model} {mode} {phase} batch {batch} size {size} {dtype}'
         self.bar.update(self.task, description=name)
@@ -87,12 +114,12 @@ class Session:
         if self.path is not None:
             rows.store(self.path, row)
 
-    def skip(self, name, why):
+    def skip(self, name: str, why: str) -> None:
         """Reports requested combinations that make no sense."""
         print(f'left out: {name}: {why}', file=sys.stderr)
         self.bar.advance(self.task)
 
-    def clean(self):
+    def clean(self) -> None:
         """Free what a measurement has left."""
         torch.compiler.reset()
         gc.collect()

@@ -23,14 +23,14 @@ class Measured:
     peak_gib: float | None
 
 
-def device_name(device):
+def device_name(device: torch.device) -> str:
     """Return the name of a device, as the rows have it."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
 
 
-def synchronize(device):
+def synchronize(device: torch.device) -> None:
     """Wait until a device has done its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -39,10 +39,10 @@ def synchronize(device):
 class Clock:
     """Time between two points of the work that a device is given."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device):
         self.device = device
 
-    def mark(self):
+    def mark(self) -> object:
         """Return a point of the work."""
         if self.device.type != 'cuda':
             return time.perf_counter()
@@ -50,7 +50,7 @@ class Clock:
         event.record()
         return event
 
-    def ms(self, first, last):
+    def ms(self, first: object, last: object) -> float:
         """Return the milliseconds between two points."""
         if self.device.type != 'cuda':
             return (last - first) * 1e3
@@ -96,13 +96,13 @@ def measure(
     return Measured(statistics.median(times), peak)
 
 
-def forget_peak(device):
+def forget_peak(device: torch.device) -> None:
     """Counts memory anew. A CUDA graph takes its own when it is captured."""
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_gib(device):
+def peak_gib(device: torch.device) -> float | None:
     """Return the most GiB in use since :func:`forget_peak`, or None."""
     if device.type != 'cuda':
         return None

@@ -10,8 +10,10 @@ import inspect
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
@@ -37,7 +39,7 @@ DOWNLOADING = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
 
 
 @contextlib.contextmanager
-def errors_in_a_line():
+def errors_in_a_line() -> Iterator[None]:
     """Exits with a mistake's message.
 
     Each of several processes says it: torchrun ends all others, said or not,
@@ -49,13 +51,13 @@ def errors_in_a_line():
         sys.exit(f'error: {error}')
 
 
-def known_keys():
+def known_keys() -> set[str]:
     """Return the top-level keys that something reads."""
     arguments = inspect.signature(Runner).parameters
     return {*arguments, *OTHER_KEYS} - {'cfg'}
 
 
-def check_keys(keys):
+def check_keys(keys: Iterable[str]) -> None:
     """Refuses a top-level key that is a near miss of one that is read.
 
     Any other unknown key is taken for a variable of the config's own.
@@ -73,7 +75,7 @@ def check_keys(keys):
             )
 
 
-def misspelling_of(key, known):
+def misspelling_of(key: str, known: Iterable[str]) -> str | None:
     """Return the known key that `key` is a slip of, or None."""
     for name in known:
         # `val_evaluator_2` is a variable, and no slip of the finger.
@@ -85,7 +87,7 @@ def misspelling_of(key, known):
     return near[0] if near else None
 
 
-def check_overrides(cfg, overrides):
+def check_overrides(cfg: Config, overrides: Iterable[str]) -> None:
     """Refuses --cfg-options that change nothing that is read."""
     known = known_keys()
     for key in overrides:
@@ -110,7 +112,7 @@ def check_overrides(cfg, overrides):
         )
 
 
-def places_of(value, node, path):
+def places_of(value: object, node: object, path: str) -> Iterator[str]:
     """Finds where a value stands, or a string stands at the beginning."""
     if value is None or value == '' or isinstance(value, bool):
         return
@@ -123,7 +125,7 @@ def places_of(value, node, path):
         yield from places_of(value, child, f'{path}.{key}' if path else key)
 
 
-def children(node):
+def children(node: object) -> list[tuple[str, object]]:
     """Return the (key, value) pairs of a dict, list or tuple."""
     if isinstance(node, dict):
         return [(str(key), child) for key, child in node.items()]
@@ -132,7 +134,7 @@ def children(node):
     return []
 
 
-def check_precision(cfg):
+def check_precision(cfg: Config) -> None:
     """Refuse mixed precision where only a CPU is.
 
     Raises:
@@ -147,7 +149,7 @@ def check_precision(cfg):
         )
 
 
-def datasets_of(cfg, split):
+def datasets_of(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
     """Yields (key, dataset) of a split, also of datasets inside others."""
     loader = cfg.get(f'{split}_dataloader')
     if loader is None or cfg.get(f'{split}_cfg') is None:
@@ -163,7 +165,7 @@ def datasets_of(cfg, split):
         waiting += [(f'{key}.datasets.{i}', d) for i, d in children(inner)]
 
 
-def prefixes_of(dataset):
+def prefixes_of(dataset: Mapping) -> dict[str, str]:
     """Returns the folders in `data_prefix` by the end of their key."""
     prefix = dataset.get('data_prefix')
     if isinstance(prefix, dict):
@@ -171,7 +173,7 @@ def prefixes_of(dataset):
     return {'data_prefix': prefix} if prefix else {}
 
 
-def local_paths(dataset):
+def local_paths(dataset: Mapping) -> Iterator[tuple[str, str]]:
     """Yields (end of the key, path) of what a dataset needs from the start.
 
     Maps of labels are left out: a test without labels has none.
@@ -200,7 +202,9 @@ def local_paths(dataset):
         yield 'data_root', root
 
 
-def annotations_of(cfg, split):
+def annotations_of(
+    cfg: Config, split: str
+) -> Iterator[tuple[str, str | None]]:
     """Yields (key, path) of the annotations that a split's scores need."""
     evaluators = cfg.get(f'{split}_evaluator')
     if split == 'train' or cfg.get(f'{split}_cfg') is None:
@@ -213,7 +217,7 @@ def annotations_of(cfg, split):
         yield key, evaluator.get('ann_file')
 
 
-def check_data(cfg, splits):
+def check_data(cfg: Config, splits: Sequence[str]) -> None:
     """Refuses a config whose data are not where it says."""
     needed = {}
     for split in splits:
@@ -237,7 +241,9 @@ def check_data(cfg, splits):
 
 
 @contextlib.contextmanager
-def missing_images_explained(cfg, splits):
+def missing_images_explained(
+    cfg: Config, splits: Sequence[str]
+) -> Iterator[None]:
     """Adds the key of the folder to the error about one file in it."""
     try:
         yield
@@ -249,7 +255,9 @@ def missing_images_explained(cfg, splits):
         raise FileNotFoundError(message) from error
 
 
-def explain_missing(cfg, splits, path):
+def explain_missing(
+    cfg: Config, splits: Sequence[str], path: str
+) -> str | None:
     """Say which key of the config puts a missing file where it is not."""
     folders = {}
     for split in splits:

@@ -2,9 +2,13 @@
 
 import functools
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mmengine.config import Config
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
 
 from ..backbones import ARCHS, EfficientVMamba
 from ..backbones.pretrained import check_pretrained
@@ -17,7 +21,7 @@ RELEASED = {
 }
 
 
-def check_weight_files(cfg):
+def check_weight_files(cfg: Config) -> None:
     """Raises if a checkpoint file is missing."""
     load_from = cfg.get('load_from')
     if is_missing(load_from):
@@ -33,12 +37,12 @@ def check_weight_files(cfg):
             )
 
 
-def is_missing(path):
+def is_missing(path: str | None) -> bool:
     """Return whether `path` names a local file that is not there."""
     return bool(path) and '://' not in path and not Path(path).is_file()
 
 
-def pretrained_configs(node, path):
+def pretrained_configs(node: object, path: str) -> Iterator[tuple[str, dict]]:
     """Yields (key, init_cfg) of each that takes weights from a file."""
     if isinstance(node, dict) and node.get('type') == 'Pretrained':
         yield path, node
@@ -47,7 +51,7 @@ def pretrained_configs(node, path):
         yield from pretrained_configs(child, f'{path}.{key}')
 
 
-def missing_message(cfg, key, owner, checkpoint):
+def missing_message(cfg: Config, key: str, owner: str, checkpoint: str) -> str:
     """Say what to do about an init_cfg whose checkpoint is not there."""
     module = cfg
     for name in owner.split('.'):
@@ -74,7 +78,9 @@ def missing_message(cfg, key, owner, checkpoint):
     )
 
 
-def check_backbone(runner, key, checkpoint, prefix='backbone.'):
+def check_backbone(
+    runner: Runner, key: str, checkpoint: str, prefix: str | None = 'backbone.'
+) -> None:
     """Refuses a checkpoint of another arch, where the backbone is ours.
 
     A head may differ: a detector can start from another data set's.
@@ -96,20 +102,20 @@ def check_backbone(runner, key, checkpoint, prefix='backbone.'):
         ) from error
 
 
-def backbone_of(model):
+def backbone_of(model: nn.Module) -> nn.Module | None:
     """Finds the backbone inside of the wrappers of a model."""
     while hasattr(model, 'module'):
         model = model.module
     return getattr(model, 'backbone', None)
 
 
-def stored_arch(checkpoint):
+def stored_arch(checkpoint: str) -> str | None:
     """Return the arch of the weights in a file, or None."""
     stored = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
     return arch_of(stored.get('state_dict', stored))
 
 
-def arch_of(state_dict):
+def arch_of(state_dict: Mapping[str, Tensor]) -> str | None:
     """Reads the variant off the width of the stem, which is all their own."""
     stem = 'patch_embed.conv.weight'
     widths = [len(v) for k, v in state_dict.items() if k.endswith(stem)]
@@ -119,7 +125,7 @@ def arch_of(state_dict):
     return repr(names.get(widths[0], f'with a stem of {widths[0]} channels'))
 
 
-def starting_weights(cfg):
+def starting_weights(cfg: Config) -> Iterator[tuple[str, str, str | None]]:
     """Yields (key, checkpoint, prefix) of what the backbone starts from."""
     last = Path(cfg.work_dir, 'last_checkpoint')
     if cfg.get('load_from'):
@@ -131,7 +137,7 @@ def starting_weights(cfg):
             yield key, init_cfg['checkpoint'], init_cfg.get('prefix')
 
 
-def load_strictly(runner):
+def load_strictly(runner: Runner) -> None:
     """Makes the runner refuse a checkpoint with other keys than the model's.
 
     A model with weights left at random would still print a score.

@@ -53,7 +53,7 @@ def test_help_states_the_exit_status_and_imports_nothing_heavy():
         (['none.py'], "CONFIG: there is no file 'none.py'"),
         ([__file__, 'none.pth'], "CHECKPOINT: there is no file 'none.pth'"),
         (['a.png', __file__], 'was INPUT a glob without quotes?'),
-        ([__file__, '--batch-size', '0'], "'0' is no number from 1 up"),
+        ([__file__, '--batch-size', '0'], "'0' is not a positive integer"),
         ([__file__, '--device', 'gpu'], "'gpu' is none of auto, cpu"),
         ([__file__, '--score-thr', '30'], "'30' is not from 0 to 1"),
     ],
