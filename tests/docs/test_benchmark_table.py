@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / 'tools' / 'paper' / 'results' / 'benchmark'
 TABLES = {
     'docs/benchmark.md': [('', 'h200.csv', 'images_per_s')],
+    'docs/graphs.md': [(' h200_iteration.csv ms', 'h200_iteration.csv', 'ms')],
     'docs/kernels.md': [
         (' h200_detection.csv ms', 'h200_detection.csv', 'ms'),
         (' h200_scan.csv ms', 'h200_scan.csv', 'ms'),

@@ -124,7 +124,7 @@ def assert_same(actual, expected, tolerance=2e-4):
         )
 
 
-def is_same(actual, expected):
+def is_same(actual, expected, tolerance=3e-6):
     """Whether what both have is equal."""
     if isinstance(actual, type) or isinstance(expected, type):
         return actual is expected
@@ -133,7 +133,7 @@ def is_same(actual, expected):
         assert_same(
             {name: actual[name] for name in both},
             {name: expected[name] for name in both},
-            3e-6,
+            tolerance,
         )
     except AssertionError:
         return False

@@ -210,7 +210,9 @@ def test_a_changed_block_runs_by_kernels(kernels, identity):
         assert_same(seen(second, x, by_block('auto'), mode), expected)
         assert kernels.blocks.pop() is second
         unchanged = seen(built(kind).train(mode), x, by_block(False), mode)
-        differs |= not is_same(expected, unchanged)
+        # A GPU may convolve another layout in another order.
+        tolerance = 3e-6 if changes_something else 2e-4
+        differs |= not is_same(expected, unchanged, tolerance)
     assert differs == bool(changes_something)
 
 
@@ -339,6 +341,6 @@ def test_sparse_weights_are_left_to_the_modules(kernels):
     weight = block.mixer.in_proj.weight
     dense = weight.detach().clone()
     block.mixer.in_proj.weight = nn.Parameter(weight.detach().to_sparse())
-    assert 'holds no plain tensor as weight' in difference(block, x)
+    assert 'has a weight that is no ordinary tensor' in difference(block, x)
     block.mixer.in_proj.weight = nn.Parameter(dense)
     assert difference(block, x) is None
