@@ -1,5 +1,6 @@
 # make demo   an environment in .venv, then a training run on small data
 # make test   the same with the developers' tools, then lint and tests
+# make quick  lint and the tests of the model alone, in three minutes
 # make clean  removes what the two made
 #
 # Any variable can be given on the command line, for instance
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 # be free to change what the first one chose.
 INSTALL := $(BIN)/python -m pip install --no-input $(TORCH)
 
-.PHONY: demo test lint env clean
+.PHONY: demo test quick lint env clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/python tools/misc/demo.py
@@ -24,6 +25,10 @@ demo: $(VENV)/.ready-demo
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope \
 	  $(PYTEST_ARGS)
+
+quick: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope \
+	  -m 'not (kernels or hosts or docs or paper)' $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

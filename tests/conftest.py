@@ -16,6 +16,27 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)
 
 
+# What `make quick` leaves out, by folder.
+MARKS = {
+    'kernels': ('ops/triton', 'fast'),
+    'hosts': (
+        *('apis', 'benchmark', 'compat', 'configs', 'demo', 'hooks'),
+        *('tools', 'test_packaging.py', 'test_registry.py'),
+    ),
+    'docs': ('docs',),
+    'paper': ('paper', 'test_model_zoo.py'),
+}
+
+
+def pytest_collection_modifyitems(items):
+    tests = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(tests)
+        for mark, folders in MARKS.items():
+            if any(place.is_relative_to(folder) for folder in folders):
+                item.add_marker(mark)
+
+
 def folder_from_environment(variable, content):
     folder = os.environ.get(variable)
     if not folder:
