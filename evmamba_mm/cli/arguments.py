@@ -34,8 +34,8 @@ def near_configs(path: str) -> list[str]:
     wanted = Path(path)
     known = [
         file
-        for folder in (config_root(), wanted.parent)
-        for file in sorted(folder.rglob('*.py'))
+        for files in (config_root().rglob('*.py'), wanted.parent.glob('*.py'))
+        for file in sorted(files)
         if '_base_' not in file.parts
     ]
     names = {file.stem: os.path.relpath(file) for file in known}

@@ -331,6 +331,7 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    # The reader of a pipe may leave, as `head` does.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # The reader of a pipe may leave, as `head` does. Windows has no signal.
+    if hasattr(signal, 'SIGPIPE'):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())
