@@ -42,7 +42,7 @@ PRINTING = {
     'export_backbone.py': 'docs/inference.md',
 }
 # What is shown in docs/commands.md and takes no training.
-SHOWN = ('convert_checkpoint', 'reproduce', 'tables', 'figures')
+SHOWN = ('convert_checkpoint', 'reproduce', 'tables', 'figures', 'get_flops')
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +84,8 @@ def shown_commands():
 
 
 def test_every_block_is_known():
-    assert {*HOSTS, *PRINTING, 'fused_detector.py'} == set(BLOCKS)
+    others = {'fused_detector.py', 'predict_images.py'}
+    assert {*HOSTS, *PRINTING, *others} == set(BLOCKS)
 
 
 @pytest.mark.parametrize('name', HOSTS)
@@ -139,7 +140,7 @@ def test_changed_blocks_differ_as_shown(folder):
         assert f'not the fused kernels: {why}\n' in page
 
 
-def test_fused_detector_predicts_the_same(folder):
+def test_detectors_predict_as_the_page_says(folder):
     pytest.importorskip('mmdet', reason='mmdet is not installed')
     script = BLOCKS['fused_detector.py'].text
     config, checkpoint, image = re.findall(r"'(\S+/\S+)'", script)
@@ -161,6 +162,9 @@ def test_fused_detector_predicts_the_same(folder):
     plain, fused = run(folder, 'fused_detector.py')[-2:]
     assert float(plain) > 0
     assert float(fused) == pytest.approx(float(plain), rel=1e-3)
+    predictions, maps = run(folder, 'predict_images.py')[-2:]
+    assert predictions.startswith('dict_keys([')
+    assert maps.startswith('[(1, ')
 
 
 @pytest.mark.parametrize(('arguments', 'shown'), list(shown_commands()))
