@@ -118,37 +118,29 @@ def variants(folder):
 
 
 def results(folder):
-    """Our rows of the tables of results, and the paper's first metric."""
+    """The paper's first metric of our rows, a line a task, and our counts."""
     metrics = {
         'table2': ('ImageNet, top-1', 'top1'),
         'table3': ('COCO, RetinaNet 1x, AP', 'ap'),
-        'table7': ('COCO, Mask R-CNN, box AP', 'box_ap'),
+        'table7': ('COCO, Mask R-CNN {schedule}, box AP', 'box_ap'),
         'table4': ('ADE20K, UperNet, mIoU', 'miou_ss'),
     }
-    body = []
+    lines = {}
     for name, (task, column) in metrics.items():
         for row, count in zip(
             read_table(name), read_csv(COMPUTED / f'{name}.csv'), strict=True
         ):
-            if not row.printed['model'].startswith(OURS):
+            model = row.printed['model']
+            if not model.startswith(OURS):
                 continue
-            schedule = row.printed.get('schedule', '')
-            body.append(
-                [
-                    task.replace('R-CNN', f'R-CNN {schedule}')
-                    if schedule
-                    else task,
-                    row.printed['model'],
-                    row.printed[column],
-                    row.printed['params_m'],
-                    row.printed.get('flops_g', ''),
-                    *own_count(dict(count, table=name)),
-                    link(row.config, folder),
-                ]
-            )
-    heads = ['task', 'model', 'paper', 'params, M', 'FLOPs, G']
-    heads += ['params counted, M', 'FLOPs counted, G', '']
-    return table(heads, body)
+            line = task.format(schedule=row.printed.get('schedule'))
+            config = os.path.relpath(ROOT / row.config, folder)
+            params = rounded(count['params'], 6, 1)
+            cell = f'[{row.printed[column]}]({config}), {params} M'
+            lines.setdefault(line, {})[model] = cell
+    models = list(next(iter(lines.values())))
+    body = [[line, *map(cells.get, models)] for line, cells in lines.items()]
+    return table(['task', *models], body)
 
 
 def ablations(folder):
