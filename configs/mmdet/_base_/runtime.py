@@ -1,6 +1,8 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 custom_imports = dict(imports=['evmamba_mm'], allow_failed_imports=False)
 
+default_hooks = dict(runtime_info=dict(type='DeferredRuntimeInfoHook'))
+
 # Without _delete_ a key of the base would reach the visualizer as an argument.
 visualizer = dict(
     _delete_=True,
