@@ -25,9 +25,10 @@ def _batch_augments(config: Mapping[str, Any] | None):
 class BatchDataPreprocessor(BaseDataPreprocessor):
     """Normalise and mix a batch of images, as 'ClsDataPreprocessor' does.
 
-    It gives the same images and targets as mmpretrain's. A pinned batch
-    (``pin_memory=True`` of the loader) is copied to the GPU while the last
-    iteration still runs, and labels become scores in one step.
+    It gives the same images and targets as mmpretrain's, but pads none: the
+    images of a batch have one size. A pinned batch (``pin_memory=True`` of the
+    loader) is copied to the GPU while the previous iteration still runs, and
+    labels become scores in one step.
 
     Args:
         mean: Of each channel; no normalisation where it is None.
@@ -81,21 +82,38 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         """
         images = self._images(data['inputs'])
         samples = data.get('data_samples')
-        if not samples or 'gt_label' not in samples[0]:
+        if not samples:
             return dict(inputs=images, data_samples=samples)
-        labels = [sample.gt_label for sample in samples]
-        counts = [len(label) for label in labels]
-        label = self.cast_data(torch.cat(labels))
-        if not self.to_onehot:
+        if not hasattr(samples[0], 'set_gt_label'):
+            # Of several tasks, whose labels mmpretrain moves alone, too.
+            samples = self.cast_data(samples)
+            return dict(inputs=images, data_samples=samples)
+        label, scores, counts = self._targets(samples)
+        if training and self.batch_augments is not None and scores is not None:
+            images, scores = self.batch_augments(images, scores)
+        if label is not None:
             for sample, own in zip(samples, label.split(counts), strict=True):
                 sample.set_field(own, 'gt_label', dtype=Tensor)
-            return dict(inputs=images, data_samples=samples)
-        scores = self._scores(label, counts)
-        if training and self.batch_augments is not None:
-            images, scores = self.batch_augments(images, scores)
-        for sample, score in zip(samples, scores, strict=True):
-            sample.set_field(score, 'gt_score', dtype=Tensor)
+        if scores is not None:
+            for sample, score in zip(samples, scores, strict=True):
+                sample.set_field(score, 'gt_score', dtype=Tensor)
         return dict(inputs=images, data_samples=samples)
+
+    def _targets(
+        self, samples: Sequence[Any]
+    ) -> tuple[Tensor | None, Tensor | None, list[int]]:
+        """All labels (N,), scores (B, K), and how many labels each has."""
+        label, scores, counts = None, None, []
+        if 'gt_label' in samples[0]:
+            labels = [sample.gt_label for sample in samples]
+            counts = [len(each) for each in labels]
+            label = self.cast_data(torch.cat(labels))
+        if 'gt_score' in samples[0]:
+            stacked = torch.stack([sample.gt_score for sample in samples])
+            scores = self.cast_data(stacked)
+        elif self.to_onehot and label is not None:
+            scores = self._scores(label, counts)
+        return label, scores, counts
 
     def _images(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         if not isinstance(images, Tensor):

@@ -31,12 +31,14 @@ def _fold_batch_norms(layers: nn.Sequential) -> None:
 
     A pair with a hook, a patch, a pruned weight or the like stays.
     """
+    standard = is_untouched(layers, nn.Sequential)
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
         if not isinstance(norm, _BatchNorm):
             continue
         if (
-            _is_standard(conv, (nn.Conv2d,))
+            standard
+            and _is_standard(conv, (nn.Conv2d,))
             and _is_standard(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
             and norm.running_mean is not None
         ):

@@ -71,6 +71,28 @@ def test_batches_equal_those_of_mmpretrain(
         torch.testing.assert_close(targets[1], targets[0])
 
 
+@pytest.mark.parametrize('with_label', [True, False])
+@pytest.mark.parametrize('training', [True, False])
+def test_soft_labels_equal_those_of_mmpretrain(hosts, with_label, training):
+    stock_class, DataSample = hosts
+    options = dict(num_classes=3, batch_augments=AUGMENTS)
+    found = []
+    for kind in (stock_class, BatchDataPreprocessor):
+        data = batch(DataSample, [0, 1, 2, 1])
+        for i, sample in enumerate(data['data_samples']):
+            if not with_label:
+                del sample.gt_label
+            sample.set_gt_score(torch.tensor([0.2, 0.8 - i / 10, i / 10]))
+        np.random.seed(1)
+        torch.manual_seed(1)
+        found.append(kind(**options)(data, training))
+    expected, actual = found
+    torch.testing.assert_close(actual['inputs'], expected['inputs'])
+    for a, b in zip(*(x['data_samples'] for x in found), strict=True):
+        torch.testing.assert_close(b.gt_score, a.gt_score)
+        assert a.keys() == b.keys()
+
+
 def test_images_without_labels(hosts):
     images = torch.ones(2, 3, 4, 4, dtype=torch.uint8)
     ours = BatchDataPreprocessor(mean=MEAN, std=STD)

@@ -167,6 +167,15 @@ def normalised_weight(pair):
     nn.utils.parametrizations.weight_norm(pair[0])
 
 
+class Skipping(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) + self[0](x)
+
+
+def other_sequence(pair):
+    pair.__class__ = Skipping
+
+
 def without_statistics(pair):
     pair[1] = nn.BatchNorm2d(pair[1].num_features, track_running_stats=False)
 
@@ -181,6 +190,7 @@ def without_statistics(pair):
         pruned,
         normalised_weight,
         without_statistics,
+        other_sequence,
     ],
 )
 def test_changed_pairs_stay_and_count(change):

@@ -68,7 +68,8 @@ def missing_message(cfg: Config, key: str, owner: str, checkpoint: str) -> str:
         make = (
             f'\nConvert a released checkpoint{page}:\n  python '
             f'tools/model_converters/convert_checkpoint.py RELEASED '
-            f'{checkpoint}{option}'
+            f'{checkpoint}{option}\n(from a wheel: mim run evmamba_mm '
+            'convert_checkpoint ...)'
         )
     return (
         f'{key}.checkpoint is {checkpoint!r}, and there is no such file in '

@@ -17,7 +17,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     optimiser wrapper the norm of the gradients, so the CPU waits until the
     GPU has finished. This one keeps them on the device until the log is
     written, a checkpoint is saved or validation begins. The message hub then
-    gets every value, in order.
+    gets every value, in order; a hook that reads it in between finds values of
+    an earlier iteration, and needs mmengine's 'RuntimeInfoHook'.
 
     Args:
         limit: Most iterations that values are kept for.
@@ -37,6 +38,9 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     def before_train(self, runner) -> None:
         """Take the norms that clipping computes."""
         super().before_train(runner)
+        # Of a training that ended by an exception.
+        self._kept.clear()
+        self._iterations = 0
         wrapper = runner.optim_wrapper
         several = isinstance(wrapper, OptimWrapperDict)
         for each in wrapper.values() if several else [wrapper]:
@@ -83,8 +87,11 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         )
 
     def _hand_over(self, runner) -> None:
-        if self._kept:
-            names, values = zip(*self._kept, strict=True)
+        for device in {value.device for _, value in self._kept}:
+            names, values = zip(
+                *(pair for pair in self._kept if pair[1].device == device),
+                strict=True,
+            )
             numbers = torch.stack([x.reshape(()).double() for x in values])
             for name, number in zip(names, numbers.tolist(), strict=True):
                 runner.message_hub.update_scalar(name, number)

@@ -26,7 +26,8 @@ def _takes_fused(config: dict[str, Any]) -> bool:
         return False
     names = inspect.signature(kind).parameters
     chosen = ('fused', 'foreach', 'differentiable')
-    return 'fused' in names and not any(config.get(name) for name in chosen)
+    is_chosen = any(config.get(name) is not None for name in chosen)
+    return 'fused' in names and not is_chosen
 
 
 def _is_on_gpu(model: nn.Module) -> bool:
@@ -83,5 +84,5 @@ class GroupedOptimWrapperConstructor:
         wrapper = base(model)
         several = isinstance(wrapper, OptimWrapperDict)
         for each in wrapper.values() if several else [wrapper]:
-            merge_equal_groups(each.optimizer)
+            merge_equal_groups(each.optimizer, self.base)
         return wrapper

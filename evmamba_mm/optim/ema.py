@@ -23,8 +23,10 @@ class ForeachExponentialMovingAverage(ExponentialMovingAverage):
             itertools.chain(model.named_parameters(), model.named_buffers())
         )
         pairs = [(p, sources[k]) for k, p in self.avg_parameters.items()]
-        # A copy on another device, and the first step.
-        if self.steps == 0 or any(p.device != s.device for p, s in pairs):
+        # The first step, a copy on another device, and another average.
+        own = type(self).avg_func is not ExponentialMovingAverage.avg_func
+        apart = any(p.device != s.device for p, s in pairs)
+        if self.steps == 0 or apart or own:
             super().update_parameters(model)
             return
         if self.steps % self.interval == 0:

@@ -1,44 +1,53 @@
 """Parameter groups of an optimiser: merged, and found again in checkpoints."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import Optimizer
 
+# Where a group's parameters stand among those of all groups before merging.
+_POSITIONS = 'positions'
 # Descriptions of a group, which no optimiser reads.
-_LABELS = ('param_name', 'param_names', 'group_name', 'layer_id')
-_MERGE_HINT = (
-    "; without constructor='GroupedOptimWrapperConstructor' it can be resumed"
-)
+_LABELS = ('param_name', 'param_names', 'group_name', 'layer_id', _POSITIONS)
+# How the step is computed: a choice of the optimiser as it was built.
+_FORMS = ('fused', 'foreach', 'capturable')
+
+_logger = logging.getLogger('evmamba_mm')
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     """What an optimiser or a schedule may read of a group."""
-    return {
-        key: value
-        for key, value in group.items()
-        if key != 'params' and key not in _LABELS
-    }
+    left_out = ('params', *_LABELS, *_FORMS)
+    return {k: v for k, v in group.items() if k not in left_out}
 
 
-def merge_equal_groups(optimizer: Optimizer) -> None:
+def merge_equal_groups(
+    optimizer: Optimizer, base: str = 'DefaultOptimWrapperConstructor'
+) -> None:
     """Put parameters of equal settings into one group, in place.
 
-    The optimiser then also loads a state dict with the groups it has now.
+    The optimiser then loads state dicts with the groups that it has now, and
+    with those that it had. One that wraps another is left as it is.
 
     Args:
-        optimizer: Before its first step.
+        optimizer: To change.
+        base: Constructor that leaves groups as they were, for messages.
 
     Raises:
-        ValueError: If the optimiser has a state, or a parameter is in several
-            groups.
+        ValueError: If a parameter is in several groups.
     """
-    if optimizer.state:
-        raise ValueError('the optimizer must not have made a step')
+    if any(isinstance(x, Optimizer) for x in vars(optimizer).values()):
+        _logger.info(
+            '%s keeps its parameter groups: it wraps another optimizer',
+            type(optimizer).__name__,
+        )
+        return
     old = optimizer.param_groups
     parameters = [p for group in old for p in group['params']]
     if len(set(parameters)) != len(parameters):
         raise ValueError('a parameter is in several groups of the optimizer')
+    places = {p: i for i, p in enumerate(parameters)}
     merged: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for group in old:
         settings = _settings(group)
@@ -47,62 +56,89 @@ def merge_equal_groups(optimizer: Optimizer) -> None:
                 target['params'] += group['params']
                 break
         else:
-            merged.append(
-                (settings, {'params': [*group['params']], **settings})
-            )
-    if len(merged) == len(old):
-        return
-    sizes = [len(group['params']) for group in old]
-    places = {p: i for i, p in enumerate(parameters)}
-    groups = [target for _, target in merged]
-    # Where each parameter of the new groups stood in the old ones.
-    order = [[places[p] for p in group['params']] for group in groups]
+            kept = {k: v for k, v in group.items() if k not in _LABELS}
+            kept['params'] = [*group['params']]
+            merged.append((settings, kept))
+    for _, group in merged:
+        group[_POSITIONS] = [places[p] for p in group['params']]
     # In place: the wrapper and schedules hold the list.
-    old[:] = groups
+    old[:] = [group for _, group in merged]
 
-    def adopt(_: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-        found = [len(group['params']) for group in state['param_groups']]
-        return _regrouped(state, order) if found == sizes else None
+    def adopt(
+        optimizer: Optimizer, state: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        return _adopted(optimizer, state, base)
 
     optimizer.register_load_state_dict_pre_hook(adopt)
 
 
-def _regrouped(
-    state: dict[str, Any], order: list[list[int]]
-) -> dict[str, Any]:
-    """A state dict with a group a parameter, in the merged groups.
+def _by_position(
+    groups: list[dict[str, Any]],
+) -> dict[int, tuple[int, dict[str, Any]]]:
+    """Number in the state and group of each position."""
+    found: dict[int, tuple[int, dict[str, Any]]] = {}
+    for group in groups:
+        numbers = group['params']
+        # Without merging, the order of the groups is that of positions.
+        positions = group.get(
+            _POSITIONS, range(len(found), len(found) + len(numbers))
+        )
+        for position, number in zip(positions, numbers, strict=True):
+            found[position] = number, group
+    return found
+
+
+def _adopted(
+    optimizer: Optimizer, state: dict[str, Any], base: str
+) -> dict[str, Any] | None:
+    """A state dict in the groups and the form of step of this optimiser.
 
     Raises:
-        ValueError: If parameters of a merged group differ in their settings,
-            or schedules would need the settings of all the old groups.
+        ValueError: If parameters of a group have other settings each, or a
+            schedule would need those of all groups of the checkpoint.
     """
-    groups = state['param_groups']
-    by_place = [
-        (number, group) for group in groups for number in group['params']
-    ]
+    found = _by_position(state['param_groups'])
+    own = optimizer.param_groups
+    if found.keys() != {i for group in own for i in group[_POSITIONS]}:
+        # Of another model: torch says what does not fit.
+        return None
+    if len(state['param_groups']) != len(own):
+        _check_starts(state['param_groups'], base)
+    groups, numbered, count = [], {}, 0
+    for group in own:
+        settings = _settings(found[group[_POSITIONS][0]][1])
+        for position in group[_POSITIONS]:
+            number, theirs = found[position]
+            if _settings(theirs) != settings:
+                _refuse('settings', base)
+            if number in state['state']:
+                numbered[count] = state['state'][number]
+            count += 1
+        first = count - len(group[_POSITIONS])
+        forms = {k: group[k] for k in _FORMS if k in group}
+        groups.append(
+            {
+                **settings,
+                **forms,
+                _POSITIONS: group[_POSITIONS],
+                'params': list(range(first, count)),
+            }
+        )
+    return {**state, 'state': numbered, 'param_groups': groups}
+
+
+def _check_starts(groups: list[dict[str, Any]], base: str) -> None:
     starts = [
         {k: v for k, v in group.items() if k.startswith('initial_')}
         for group in groups
     ]
     if any(start != starts[0] for start in starts):
-        raise ValueError(
-            'the checkpoint was written with other parameter groups, whose '
-            f'starting values differ{_MERGE_HINT}'
-        )
-    new_groups, new_state, count = [], {}, 0
-    for places in order:
-        settings = _settings(by_place[places[0]][1])
-        numbers = []
-        for place in places:
-            number, group = by_place[place]
-            if _settings(group) != settings:
-                raise ValueError(
-                    'the checkpoint was written with other parameter groups, '
-                    f'whose settings differ{_MERGE_HINT}'
-                )
-            if number in state['state']:
-                new_state[count] = state['state'][number]
-            numbers.append(count)
-            count += 1
-        new_groups.append({**settings, 'params': numbers})
-    return {**state, 'state': new_state, 'param_groups': new_groups}
+        _refuse('starting values for schedules', base)
+
+
+def _refuse(what: str, base: str) -> None:
+    raise ValueError(
+        'the checkpoint was written with other parameter groups, whose '
+        f'{what} differ; to resume it, set optim_wrapper.constructor={base!r} '
+        'and the paramwise_cfg that it was trained with'
+    )

@@ -2,6 +2,9 @@ import json
 
 import pytest
 import torch
+from mmengine.runner import FlexibleRunner
+
+import evmamba_mm  # noqa: F401  makes the fixes
 
 from .processes import run_python
 from .test_safe_loading import TINY_RUN
@@ -28,4 +31,11 @@ def test_config_of_a_checkpoint_is_not_run(attack, tmp_path):
     report = json.loads(outcome.lines()[-1])
     assert (report['epoch'], report['iterations']) == (2, 8)
     assert "has a config under meta['config']" in outcome.out + outcome.log
+    assert not mark.exists()
+
+
+def test_flexible_runner_refuses_the_file(attack):
+    checkpoint, mark = attack
+    with pytest.raises(ValueError, match='would run as a program'):
+        FlexibleRunner.resume(None, str(checkpoint))
     assert not mark.exists()

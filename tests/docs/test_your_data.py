@@ -140,7 +140,7 @@ def test_resumed_training_goes_on(workplace, outputs):
 )
 def test_scores_and_pictures_are_there(name, score, workplace, outputs):
     assert score in output_of(outputs, f'tools/test.py {name}.py')
-    pictures = workplace.folder / 'results' / name
+    pictures = workplace.folder / 'work_dirs' / 'predictions' / name
     assert len([p for p in pictures.rglob('*') if p.is_file()]) == 2
 
 

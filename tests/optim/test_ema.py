@@ -41,3 +41,16 @@ def test_state_is_exchanged_with_the_stock_one():
     ours = ForeachExponentialMovingAverage(copy.deepcopy(source))
     ours.load_state_dict(stock.state_dict())
     assert ours.steps == 1
+
+
+def test_average_of_a_subclass_is_used():
+    class Last(ForeachExponentialMovingAverage):
+        def avg_func(self, averaged_param, source_param, steps):
+            averaged_param.copy_(source_param)
+
+    source = nn.Linear(2, 2)
+    average = Last(source)
+    for _ in range(3):
+        nn.init.normal_(source.weight)
+        average.update_parameters(source)
+    assert torch.equal(average.module.weight, source.weight)

@@ -160,7 +160,7 @@ def test_old_groups_of_several_rates_are_refused():
     train(stock, old)
     new = wrapper_of(model(), 'GroupedOptimWrapperConstructor', LAYERWISE)
     with pytest.raises(
-        ValueError, match='starting values differ.*constructor'
+        ValueError, match='starting values.* differ.*constructor'
     ):
         new.load_state_dict(old.state_dict())
 
@@ -175,13 +175,91 @@ def test_groups_that_differ_in_the_checkpoint_are_refused():
         new.load_state_dict(old.state_dict())
 
 
-def test_an_optimizer_that_has_stepped_is_refused():
-    module = model()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    module(torch.randn(2, 3)).sum().backward()
-    optimizer.step()
-    with pytest.raises(ValueError, match='must not have made a step'):
-        merge_equal_groups(optimizer)
+def state_of(wrapper, key):
+    """What the optimiser keeps of each parameter, by its id."""
+    return {id(p): x[key] for p, x in wrapper.optimizer.state.items()}
+
+
+def test_moments_find_their_parameters_under_other_settings():
+    """After a change of paramwise_cfg that leaves as many groups."""
+    layers = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(4)))
+    first, second = (
+        dict(custom_keys={name: dict(decay_mult=0.0) for name in names})
+        for names in (('0.', '1.'), ('1.', '2.'))
+    )
+    old = wrapper_of(layers, 'GroupedOptimWrapperConstructor', first)
+    layers(torch.randn(3, 4)).square().sum().backward()
+    old.step()
+    new = wrapper_of(layers, 'GroupedOptimWrapperConstructor', second)
+    with pytest.raises(ValueError, match='settings differ'):
+        new.load_state_dict(copy.deepcopy(old.state_dict()))
+    same = wrapper_of(layers, 'GroupedOptimWrapperConstructor', first)
+    same.load_state_dict(copy.deepcopy(old.state_dict()))
+    expected, actual = state_of(old, 'exp_avg'), state_of(same, 'exp_avg')
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value)
+
+
+@pytest.mark.parametrize('paramwise', [NO_DECAY, None])
+def test_form_of_the_step_is_that_of_the_optimizer_as_built(paramwise):
+    stock = model()
+    old = wrapper_of(stock, 'DefaultOptimWrapperConstructor', paramwise)
+    train(stock, old)
+    new = wrapper_of(
+        copy.deepcopy(stock),
+        'GroupedOptimWrapperConstructor',
+        paramwise,
+        fused=True,
+    )
+    new.load_state_dict(copy.deepcopy(old.state_dict()))
+    assert all(group['fused'] for group in new.optimizer.param_groups)
+    scaler = torch.amp.GradScaler('cpu')
+    parameter = new.optimizer.param_groups[0]['params'][0]
+    scaler.scale(parameter.square().sum()).backward()
+    scaler.step(new.optimizer)
+
+
+@pytest.mark.parametrize('kind', ['Adagrad', 'RMSprop', 'SGD', 'Rprop'])
+def test_other_optimizers_train_the_same(kind):
+    found = []
+    for constructor in (
+        'DefaultOptimWrapperConstructor',
+        'GroupedOptimWrapperConstructor',
+    ):
+        module = model()
+        options = {} if kind == 'Rprop' else dict(weight_decay=0.5)
+        wrapper = build_optim_wrapper(
+            module,
+            dict(
+                optimizer=dict(type=kind, lr=0.01, **options),
+                constructor=constructor,
+                paramwise_cfg=NO_DECAY if options else None,
+            ),
+        )
+        train(module, wrapper)
+        found.append(list(module.parameters()))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_an_optimizer_around_another_keeps_its_groups():
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+
+    class Around(torch.optim.SGD):
+        pass
+
+    groups = [dict(params=[nn.Parameter(torch.ones(1))]) for _ in range(3)]
+    outer = Around(groups, lr=0.1)
+    outer.optim = inner
+    merge_equal_groups(outer)
+    assert len(outer.param_groups) == 3
+
+
+@pytest.mark.parametrize('given', ['fused', 'foreach'])
+def test_a_chosen_form_is_kept(given):
+    from evmamba_mm.optim.constructor import _takes_fused
+
+    assert _takes_fused(dict(type='AdamW', lr=0.1))
+    assert not _takes_fused(dict(type='AdamW', lr=0.1, **{given: False}))
 
 
 def test_on_a_cpu_no_optimizer_is_fused():

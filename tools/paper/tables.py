@@ -41,7 +41,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--no-count',
         action='store_true',
-        help='take the numbers from results/computed/configs.csv',
+        help='take the numbers from tools/paper/results/computed/configs.csv',
     )
     parser.add_argument(
         '--config',
@@ -136,8 +136,9 @@ def judged_tables(counts):
         for row in paper.read_table(name):
             if row.config and row.config not in counts:
                 raise ValueError(
-                    f'results/paper/{name}.csv, row {row.number}: there is '
-                    f'no config {row.config!r} in results/computed/configs.csv'
+                    f'tools/paper/results/paper/{name}.csv, row '
+                    f'{row.number}: there is no config {row.config!r} in '
+                    'tools/paper/results/computed/configs.csv'
                 )
             rows.append(paper.judge(row, counts.get(row.config)))
         yield name, rows
@@ -161,7 +162,7 @@ def report(name, rows):
     for row in missing:
         print(
             f'{name} row {row["row"]} differs: say why in the note of '
-            f'results/paper/{name}.csv',
+            f'tools/paper/results/paper/{name}.csv',
             file=sys.stderr,
         )
     return len(missing)

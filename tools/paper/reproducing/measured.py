@@ -1,4 +1,4 @@
-"""The files in results/measured."""
+"""The files in tools/paper/results/measured."""
 
 import csv
 from pathlib import Path
