@@ -7,6 +7,7 @@ ignore misspelt keys and overrides of variables silently.
 import contextlib
 import difflib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+logger = logging.getLogger('evmamba_mm')
 # What mmengine and the tools read of a config besides the arguments of the
 # Runner.
 OTHER_KEYS = (
@@ -147,6 +149,36 @@ def check_precision(cfg: Config) -> None:
             'accelerator only, and there is none; train in fp32 with '
             '--cfg-options optim_wrapper.type=OptimWrapper'
         )
+
+
+def check_outputs(cfg: Config) -> None:
+    """Refuse outputs of the backbone that the neck reads none of.
+
+    Their norms would get no gradient, on which distributed training stops at
+    its second iteration. A single process is told.
+
+    Raises:
+        ValueError: If several processes train.
+    """
+    model = cfg.get('model') or {}
+    backbone, neck = model.get('backbone') or {}, model.get('neck') or {}
+    if backbone.get('type') != 'EfficientVMamba' or isinstance(neck, list):
+        return
+    start = neck.get('start_level') or 0
+    if start <= max(0, backbone.get('frozen_stages', -1)):
+        return
+    message = (
+        f'model.neck.start_level is {start}: the norms of the outputs below '
+        'it get no gradient. Leave these stages out of '
+        'model.backbone.out_indices and model.neck.in_channels, and set '
+        'model.neck.start_level=0'
+    )
+    if cfg.get('launcher', 'none') == 'none' or cfg.get(
+        'find_unused_parameters'
+    ):
+        logger.warning(message)
+        return
+    raise ValueError(message)
 
 
 def datasets_of(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
