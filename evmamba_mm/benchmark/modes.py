@@ -117,11 +117,11 @@ def inference(
 
         return run
 
-    def narrow_images():
+    def half_images():
         images = random_images(batch, size, device)
         return images.to(dtype=dtype, memory_format=torch.channels_last)
 
-    images = Batches(narrow_images)
+    images = Batches(half_images)
     model = deployed(model, dtype, size)
     wide = is_ours(model) and dtype != torch.float32
     if mode == 'compiled':

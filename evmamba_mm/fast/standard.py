@@ -122,8 +122,8 @@ def _equal(name: str, setting: str, actual: object, expected: object) -> None:
         _refuse(name, f'has {setting}={actual!r}, not {expected!r}')
 
 
-class _Looker:
-    """Looks at one block for one input.
+class _BlockCheck:
+    """Checks one block for one input.
 
     Args:
         x: The input. All parameters must be on its device and, without
@@ -362,12 +362,12 @@ def _gelu(name: str, module: nn.Module) -> None:
     _equal(name, 'approximate', module.approximate, 'none')
 
 
-_LOOKS: dict[type[nn.Module], Callable[[_Looker, nn.Module], None]] = {
-    EVSSBlock: _Looker.evss_block,
-    InvertedResidual: _Looker.inverted_residual,
-    LayerNorm2d: _Looker.output_norm,
-    PatchEmbed: _Looker.patch_embed,
-    PatchMerging: _Looker.patch_merging,
+_CHECKS: dict[type[nn.Module], Callable[[_BlockCheck, nn.Module], None]] = {
+    EVSSBlock: _BlockCheck.evss_block,
+    InvertedResidual: _BlockCheck.inverted_residual,
+    LayerNorm2d: _BlockCheck.output_norm,
+    PatchEmbed: _BlockCheck.patch_embed,
+    PatchMerging: _BlockCheck.patch_merging,
 }
 
 
@@ -382,12 +382,12 @@ def difference(block: nn.Module, x: Tensor) -> str | None:
         None where the kernels compute exactly what the block does.
     """
     kind = type(block)
-    if kind not in _LOOKS:
+    if kind not in _CHECKS:
         return f'there are no kernels for a {kind.__name__}'
     try:
         _check_classes()
         _untouched('', block, kind)
-        _LOOKS[kind](_Looker(x), block)
+        _CHECKS[kind](_BlockCheck(x), block)
     except _Difference as difference:
         return str(difference)
     except (AttributeError, IndexError, TypeError) as error:

@@ -102,7 +102,7 @@ class CUDAGraphHook(Hook):
         self._part = part
         self._seen.clear()
         self._captured.clear()
-        self._watch(part)
+        self._count_calls(part)
 
     def before_train_iter(
         self, runner, batch_idx: int, data_batch=None
@@ -116,7 +116,7 @@ class CUDAGraphHook(Hook):
             if self._part is None:
                 return
             if len(self._captured) == self.shapes:
-                self._stop_watching()
+                self._stop_counting()
                 return
 
     def after_train(self, runner) -> None:
@@ -131,7 +131,7 @@ class CUDAGraphHook(Hook):
                 self.repeats + 1,
                 self._seen.most_common(1) or 'none',
             )
-        self._stop_watching()
+        self._stop_counting()
         remove_graphs(self._part)
         self._part = None
 
@@ -170,7 +170,7 @@ class CUDAGraphHook(Hook):
             )
         return part
 
-    def _watch(self, part: nn.Module) -> None:
+    def _count_calls(self, part: nn.Module) -> None:
         seen = self._seen
 
         def note(module: nn.Module, inputs: tuple) -> None:
@@ -195,7 +195,7 @@ class CUDAGraphHook(Hook):
 
         self._handle = part.register_forward_pre_hook(note)
 
-    def _stop_watching(self) -> None:
+    def _stop_counting(self) -> None:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -209,7 +209,7 @@ class CUDAGraphHook(Hook):
             if self.strict:
                 raise
             _logger.warning('training without CUDA graphs: %s', error)
-            self._stop_watching()
+            self._stop_counting()
             remove_graphs(self._part)
             self._part = None
             return

@@ -221,7 +221,7 @@ def _needs_gradient(*tensors: Tensor) -> bool:
     return not torch.compiler.is_compiling() and has_transforms()
 
 
-def _is_watched(*tensors: Tensor) -> bool:
+def _needs_dispatch(*tensors: Tensor) -> bool:
     """Whether something else than the kernel must see the operator.
 
     Otherwise a call bypasses torch's dispatcher, which costs as much time as
@@ -264,7 +264,7 @@ def es2d_scan_cuda(
     parameters = [as_parameter(x) for x in (dt_weight, dt_bias, A_logs, Ds)]
     save = _needs_gradient(u, x_proj_weight, *parameters)
     tensors = (u.contiguous(), x_proj_weight, *parameters)
-    run = _es2d if save or _is_watched(*tensors) else _es2d_forward
+    run = _es2d if save or _needs_dispatch(*tensors) else _es2d_forward
     return run(*tensors, geometry.step, save)[0]
 
 
@@ -310,5 +310,5 @@ def ss2d_scan_cuda(
     parameters = [as_parameter(x) for x in (dt_weight, dt_bias, A_logs, Ds)]
     save = _needs_gradient(u, proj, *parameters)
     tensors = (u.contiguous(), proj.contiguous(), *parameters)
-    run = _ss2d if save or _is_watched(*tensors) else _ss2d_forward
+    run = _ss2d if save or _needs_dispatch(*tensors) else _ss2d_forward
     return run(*tensors, save)[0]
