@@ -46,8 +46,8 @@ def _fold_batch_norms(layers: nn.Sequential) -> None:
             layers[i + 1] = nn.Identity()
         else:
             _logger.warning(
-                'fuse leaves a %s as it is: it or the %s in front of it was '
-                'changed',
+                'fuse leaves a %s as it is: it, the %s in front of it or the '
+                'sequence of both was changed',
                 type(norm).__name__,
                 type(conv).__name__,
             )

@@ -106,12 +106,9 @@ def resolve_block_types(
     Raises:
         ValueError: If a type is unknown or there is not one per stage.
     """
-    is_list = isinstance(block_types, Sequence)
-    types = (
-        ()
-        if isinstance(block_types, str) or not is_list
-        else (tuple(block_types))
-    )
+    is_name = isinstance(block_types, str)
+    is_list = isinstance(block_types, Sequence) and not is_name
+    types = tuple(block_types) if is_list else ()
     if len(types) != stages or any(t not in legal for t in types):
         raise ValueError(
             f'block_types must name {stages} stages, each one of '

@@ -73,6 +73,8 @@ class CUDAGraphHook(Hook):
         for name, value in (('shapes', shapes), ('repeats', repeats)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'{name} must be at least 1, got {value!r}')
+        if not isinstance(strict, bool):
+            raise ValueError(f'strict must be True or False, got {strict!r}')
         self.module = module
         self.shapes = shapes
         self.repeats = repeats

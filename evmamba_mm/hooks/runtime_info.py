@@ -28,7 +28,7 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     """
 
     def __init__(self, limit: int = 100) -> None:
-        if limit < 1:
+        if not isinstance(limit, int) or limit < 1:
             raise ValueError(f'limit must be at least 1, got {limit!r}')
         self.limit = limit
         self._kept: list[tuple[str, Tensor]] = []

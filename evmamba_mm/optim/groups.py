@@ -72,20 +72,15 @@ def merge_equal_groups(
     optimizer.register_load_state_dict_pre_hook(adopt)
 
 
-def _by_position(
-    groups: list[dict[str, Any]],
-) -> dict[int, tuple[int, dict[str, Any]]]:
-    """Number in the state and group of each position."""
-    found: dict[int, tuple[int, dict[str, Any]]] = {}
+def _positions_of(groups: list[dict[str, Any]]) -> list[list[int]]:
+    """Positions of the parameters of each group of a state dict."""
+    positions: list[list[int]] = []
+    count = 0
     for group in groups:
-        numbers = group['params']
         # Without merging, the order of the groups is that of positions.
-        positions = group.get(
-            _POSITIONS, range(len(found), len(found) + len(numbers))
-        )
-        for position, number in zip(positions, numbers, strict=True):
-            found[position] = number, group
-    return found
+        first, count = count, count + len(group['params'])
+        positions.append(group.get(_POSITIONS, list(range(first, count))))
+    return positions
 
 
 def _adopted(
@@ -95,21 +90,27 @@ def _adopted(
 
     Raises:
         ValueError: If parameters of a group have other settings each, or a
-            schedule would need those of all groups of the checkpoint.
+            schedule would find those of another group in its place.
     """
-    found = _by_position(state['param_groups'])
+    theirs = state['param_groups']
     own = optimizer.param_groups
+    positions = _positions_of(theirs)
+    found = {
+        position: (number, group)
+        for group, places in zip(theirs, positions, strict=True)
+        for position, number in zip(places, group['params'], strict=True)
+    }
     if found.keys() != {i for group in own for i in group[_POSITIONS]}:
         # Of another model: torch says what does not fit.
         return None
-    if len(state['param_groups']) != len(own):
-        _check_starts(state['param_groups'], base)
+    if positions != [group[_POSITIONS] for group in own]:
+        _check_starts(theirs, base)
     groups, numbered, count = [], {}, 0
     for group in own:
         settings = _settings(found[group[_POSITIONS][0]][1])
         for position in group[_POSITIONS]:
-            number, theirs = found[position]
-            if _settings(theirs) != settings:
+            number, source = found[position]
+            if _settings(source) != settings:
                 _refuse('settings', base)
             if number in state['state']:
                 numbered[count] = state['state'][number]

@@ -49,6 +49,7 @@ def test_the_hook_is_registered():
         (dict(module=None), 'module must be a path'),
         (dict(shapes=0), 'shapes must be at least 1, got 0'),
         (dict(repeats=0.5), 'repeats must be at least 1, got 0.5'),
+        (dict(strict='no'), "strict must be True or False, got 'no'"),
     ],
 )
 def test_an_illegal_argument_is_refused(settings, message):

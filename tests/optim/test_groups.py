@@ -200,6 +200,23 @@ def test_moments_find_their_parameters_under_other_settings():
         assert torch.equal(actual[key], value)
 
 
+def test_groups_in_another_order_are_refused_under_a_schedule():
+    """A schedule keeps a starting value for each place in the list."""
+    layers = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(2)))
+    first, second = (
+        dict(custom_keys={name: dict(lr_mult=0.1)}) for name in ('0.', '1.')
+    )
+    old = wrapper_of(layers, 'GroupedOptimWrapperConstructor', first)
+    CosineAnnealingLR(old, T_max=10)
+    layers(torch.randn(3, 4)).square().sum().backward()
+    old.step()
+    state = copy.deepcopy(old.state_dict())
+    state['param_groups'].reverse()
+    new = wrapper_of(layers, 'GroupedOptimWrapperConstructor', second)
+    with pytest.raises(ValueError, match='starting values'):
+        new.load_state_dict(state)
+
+
 @pytest.mark.parametrize('paramwise', [NO_DECAY, None])
 def test_form_of_the_step_is_that_of_the_optimizer_as_built(paramwise):
     stock = model()
