@@ -15,12 +15,7 @@ for host in ('mmdet', 'mmseg', 'mmpretrain'):
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 TINY = 'mmpretrain/evmamba-tiny_16xb128-amp-300e_in1k.py'
-BASELINE = 'mmpretrain/ablations/evmamba-tiny-ss2d_16xb128-amp-300e_in1k.py'
-MASK_RCNN = 'mmdet/mask-rcnn_evmamba-tiny_fpn_8xb2-amp-1x_coco.py'
-RETINANET = 'mmdet/retinanet_evmamba-tiny_fpn_8xb2-1x_coco.py'
 UPERNET = 'mmseg/upernet_evmamba-tiny_4xb4-160k_ade20k-512x512.py'
-# One product of matrices has several names, by how far it is taken apart.
-PRODUCTS = ('linear', 'addmm', 'mm', 'matmul', 'bmm', 'einsum')
 
 
 def tool(name):
