@@ -325,17 +325,32 @@ def normalize_backward(dxhat, xhat, rstd, C: tl.constexpr):
     return dx * rstd[:, None]
 
 
+# The fast forms below take a third of the instructions of a division and of
+# an exp that keep denormal numbers, which no activation needs.
+@triton.jit
+def _fast_inverse(x):
+    """``1 / x`` for x >= 1, to 3e-7."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def fast_sigmoid(x):
+    """``1 / (1 + exp(-x))`` of a tile in fp32, to 4e-7 of itself."""
+    return _fast_inverse(1.0 + tl.exp2(-1.4426950408889634 * x))
+
+
 @triton.jit
 def _normal(x):
     """Density of the standard normal distribution, and its integral to x.
 
-    Abramowitz and Stegun, 26.2.17: off by 7.5e-8 at most, which is what fp32
-    leaves of a value near 1. The formula needs the density anyway, so the
+    Abramowitz and Stegun, 26.2.17: off by 4e-7 at most, a few units in the
+    last place of a value near 1. The formula needs the density anyway, so the
     derivative takes little more than the activation, and both a third of the
     library's erf.
     """
-    density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    t = 1.0 / (1.0 + 0.2316419 * tl.abs(x))
+    density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
+    t = _fast_inverse(1.0 + 0.2316419 * tl.abs(x))
     tail = 0.31938153 + t * (
         -0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))
     )
@@ -347,12 +362,12 @@ def _normal(x):
 def activate(x, ACTIVATION: tl.constexpr):
     """'none', 'relu', 'gelu' or 'silu' of a tile in fp32."""
     if ACTIVATION == 'relu':
-        x = tl.where(x < 0.0, 0.0, x)
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == 'gelu':
         _, integral = _normal(x)
         x = x * integral
     elif ACTIVATION == 'silu':
-        x = x * tl.sigmoid(x)
+        x = x * fast_sigmoid(x)
     return x
 
 
@@ -365,6 +380,6 @@ def activation_grad(x, ACTIVATION: tl.constexpr):
         density, integral = _normal(x)
         grad = integral + x * density
     else:
-        gate = tl.sigmoid(x)
+        gate = fast_sigmoid(x)
         grad = gate * (1.0 + x * (1.0 - gate))
     return grad

@@ -123,8 +123,13 @@ def _correlate(left, right, x0, x1, x2, x3, w0, w1, w2):
     """Add the part of a row of the weight to the sums at both columns."""
     x0, x1 = x0.to(tl.float32), x1.to(tl.float32)
     x2, x3 = x2.to(tl.float32), x3.to(tl.float32)
-    left += x0 * w0 + x1 * w1 + x2 * w2
-    right += x1 * w0 + x2 * w1 + x3 * w2
+    # One term at a time, so that each is one fused multiply-add.
+    left = left + x0 * w0
+    left = left + x1 * w1
+    left = left + x2 * w2
+    right = right + x1 * w0
+    right = right + x2 * w1
+    right = right + x3 * w2
     return left, right
 
 
@@ -133,9 +138,12 @@ def _accumulate(g0, g1, g2, left, right, x0, x1, x2, x3):
     """Add the part of both columns to the gradients of a row of the weight."""
     x0, x1 = x0.to(tl.float32), x1.to(tl.float32)
     x2, x3 = x2.to(tl.float32), x3.to(tl.float32)
-    g0 += left * x0 + right * x1
-    g1 += left * x1 + right * x2
-    g2 += left * x2 + right * x3
+    g0 = g0 + left * x0
+    g0 = g0 + right * x1
+    g1 = g1 + left * x1
+    g1 = g1 + right * x2
+    g2 = g2 + left * x2
+    g2 = g2 + right * x3
     return g0, g1, g2
 
 

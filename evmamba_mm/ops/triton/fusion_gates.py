@@ -23,6 +23,7 @@ from .common import (
     activation_grad,
     as_rows,
     dense_like,
+    fast_sigmoid,
     launch,
     load_channels,
     load_rows,
@@ -177,7 +178,7 @@ def sigmoid_factor(
     logits_ptr, scale_ptr, image, batch, columns, C: tl.constexpr
 ):
     """``scale * sigmoid(logits)`` of an image, and the sigmoid alone."""
-    gate = tl.sigmoid(load_channels(logits_ptr + image * C, columns, C))
+    gate = fast_sigmoid(load_channels(logits_ptr + image * C, columns, C))
     factor = gate
     if scale_ptr is not None:
         factor *= tl.load(scale_ptr + image % batch).to(tl.float32)

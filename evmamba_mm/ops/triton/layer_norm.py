@@ -20,6 +20,7 @@ from .common import (
     Tile,
     as_rows,
     dense_like,
+    fast_sigmoid,
     launch,
     load_channels,
     load_rows,
@@ -68,7 +69,7 @@ def _forward_kernel(
         xhat, _ = normalize(x, inside, eps, C)
         y = xhat * weight[None, :] + bias[None, :]
         if gate_ptr is not None:
-            y *= gate * tl.sigmoid(gate)
+            y *= gate * fast_sigmoid(gate)
         store_rows(y_ptr, rows, C, columns, mask, y)
 
 
@@ -102,7 +103,7 @@ def _backward_kernel(
             gate = load_rows(gate_ptr, rows, gate_stride, columns, mask)
         xhat, rstd = normalize(x, inside, eps, C)
         if gate_ptr is not None:
-            sigmoid = tl.sigmoid(gate)
+            sigmoid = fast_sigmoid(gate)
             y = xhat * weight[None, :] + bias[None, :]
             dgate = dy * y * sigmoid * (1 + gate * (1 - sigmoid))
             store_rows(dgate_ptr, rows, C, columns, mask, dgate)

@@ -18,6 +18,7 @@ from .common import (
     Tile,
     as_rows,
     dense_like,
+    fast_sigmoid,
     launch,
     load_channels,
     load_rows,
@@ -88,7 +89,7 @@ def _sum_kernel(
     if dy_ptr is None:
         result /= tokens
     else:
-        gate = tl.sigmoid(load_channels(logits_ptr + image * C, columns, C))
+        gate = fast_sigmoid(load_channels(logits_ptr + image * C, columns, C))
         result *= gate * (1 - gate)
     tl.store(sums_ptr + part * C + columns, result, mask=inside)
 
@@ -112,7 +113,7 @@ def _scale_kernel(
 ):
     columns, image, first, _ = _locate(programs, steps * BLOCK_M, C, BLOCK_C)
     inside = columns < C
-    gate = tl.sigmoid(load_channels(logits_ptr + image * C, columns, C))
+    gate = fast_sigmoid(load_channels(logits_ptr + image * C, columns, C))
     shift = tl.zeros((BLOCK_C,), tl.float32)
     if dmean_ptr is not None:
         shift = load_channels(dmean_ptr + image * C, columns, C) / tokens
