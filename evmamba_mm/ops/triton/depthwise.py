@@ -1,8 +1,9 @@
 """Depthwise 3x3 convolution, channels last, with the layers around it.
 
-A patch is two neighbouring columns of a strip of rows. A program takes some
-patches and channels and walks down the strip: it reads each row of the input
-once, four columns wide, for the three rows of the output around it.
+A patch is a few neighbouring columns of a strip of rows: four in the
+convolution, two in the gradient. A program takes some patches and channels and
+walks down the strip: it reads each row of the input once, two columns wider
+than the patch, for the three rows of the output around it.
 
 Shape letters: B batch, H W feature map, C channels.
 """
@@ -46,13 +47,16 @@ class ChannelNorm(NamedTuple):
 
 
 @triton.jit
-def _locate(first, patches, height, width, rows, BLOCK_P: tl.constexpr):
+def _locate(
+    first, patches, height, width, rows, BLOCK_P: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Whether a patch exists, its first row, column and pixel, (P, 1) each."""
     patch = first + tl.arange(0, BLOCK_P)[:, None]
-    pairs = (width + 1) // 2
+    across = (width + COLUMNS - 1) // COLUMNS
     strips = (height + rows - 1) // rows
-    col = 2 * (patch % pairs)
-    rest = patch // pairs
+    col = COLUMNS * (patch % across)
+    rest = patch // across
     top = (rest % strips) * rows
     pixel = ((rest // strips).to(tl.int64) * height + top) * width + col
     return patch < patches, top, col, pixel
@@ -94,28 +98,40 @@ def _load_row(x, stride, mask, col, width):
 
 @triton.jit
 def _load_pair(x, stride, mask, col, width):
-    """Columns col and col + 1 of a row."""
-    x0 = tl.load(x, mask=mask, other=0.0)
+    """Columns col and col + 1 of a row, zero outside."""
+    x0 = tl.load(x, mask=mask & (col < width), other=0.0)
     x1 = tl.load(x + stride, mask=mask & (col + 1 < width), other=0.0)
     return x0, x1
 
 
 @triton.jit
-def _normalize_row(x0, x1, x2, x3, scale, shift, inside, col, width):
+def _normalize(x, scale, shift, inside):
     """``x * scale + shift`` inside of the map, and zero outside of it.
 
     The convolution pads its input with zeros after the norm. An activation
     that follows must keep zero.
     """
-    x0 = x0.to(tl.float32) * scale + shift
-    x1 = x1.to(tl.float32) * scale + shift
-    x2 = x2.to(tl.float32) * scale + shift
-    x3 = x3.to(tl.float32) * scale + shift
-    x0 = tl.where(inside & (col > 0), x0, 0.0)
-    x1 = tl.where(inside, x1, 0.0)
-    x2 = tl.where(inside & (col + 1 < width), x2, 0.0)
-    x3 = tl.where(inside & (col + 2 < width), x3, 0.0)
-    return x0, x1, x2, x3
+    return tl.where(inside, x.to(tl.float32) * scale + shift, 0.0)
+
+
+@triton.jit
+def _normalize_row(x0, x1, x2, x3, x4, x5, scale, shift, inside, col, width):
+    """Columns col - 1 to col + 4 after the norm."""
+    x0 = _normalize(x0, scale, shift, inside & (col > 0))
+    x1 = _normalize(x1, scale, shift, inside)
+    x2 = _normalize(x2, scale, shift, inside & (col + 1 < width))
+    x3 = _normalize(x3, scale, shift, inside & (col + 2 < width))
+    x4 = _normalize(x4, scale, shift, inside & (col + 3 < width))
+    x5 = _normalize(x5, scale, shift, inside & (col + 4 < width))
+    return x0, x1, x2, x3, x4, x5
+
+
+@triton.jit
+def _store_pair(y, stride, mask, col, width, y0, y1, ACTIVATION: tl.constexpr):
+    """Activate and write columns col and col + 1 of a row."""
+    y0, y1 = activate(y0, ACTIVATION), activate(y1, ACTIVATION)
+    tl.store(y, y0, mask=mask & (col < width))
+    tl.store(y + stride, y1, mask=mask & (col + 1 < width))
 
 
 @triton.jit
@@ -179,7 +195,7 @@ def _conv_kernel(
     pid = tl.program_id(0)
     c = (pid % chunks) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     exists, top, col, pixel = _locate(
-        (pid // chunks) * BLOCK_P, patches, height, width, rows, BLOCK_P
+        (pid // chunks) * BLOCK_P, patches, height, width, rows, BLOCK_P, 4
     )
     mask = exists & (c < channels)
     w0, w1, w2 = _load_weight(w_ptr, c, c < channels, FIRST, STEP)
@@ -204,30 +220,41 @@ def _conv_kernel(
         )  # fmt: skip
     x = x_ptr + (pixel - width) * stride + c
     y = y_ptr + (pixel - 2 * width) * channels + c
-    # Sums of the rows above and at the one that is read.
-    above0, above1, here0, here1 = start, start, start, start
+    # Sums of the rows above and at the one that is read, two columns each.
+    above0, above1, above2, above3 = start, start, start, start
+    here0, here1, here2, here3 = start, start, start, start
     r0, r1, r2, r3 = _load_row(x, stride, mask & (top > 0), col, width)
+    far, edge = x + 3 * stride, col + 3
+    r4, r5 = _load_pair(far, stride, mask & (top > 0), edge, width)
     for i in range(rows + 2):
         # The next row is on its way while this one is computed with.
         x += width * stride
+        far += width * stride
         inside = mask & (top + i < height) & (i <= rows)
         n0, n1, n2, n3 = _load_row(x, stride, inside, col, width)
+        n4, n5 = _load_pair(far, stride, inside, edge, width)
         if in_weight_ptr is not None:
-            r0, r1, r2, r3 = _normalize_row(
-                r0, r1, r2, r3, in_scale, in_shift,
+            r0, r1, r2, r3, r4, r5 = _normalize_row(
+                r0, r1, r2, r3, r4, r5, in_scale, in_shift,
                 (top + i > 0) & (top + i <= height), col, width,
             )  # fmt: skip
         r0, r1 = activate(r0, INPUT_ACTIVATION), activate(r1, INPUT_ACTIVATION)
         r2, r3 = activate(r2, INPUT_ACTIVATION), activate(r3, INPUT_ACTIVATION)
+        r4, r5 = activate(r4, INPUT_ACTIVATION), activate(r5, INPUT_ACTIVATION)
         y0, y1 = _correlate(above0, above1, r0, r1, r2, r3, w6, w7, w8)
+        y2, y3 = _correlate(above2, above3, r2, r3, r4, r5, w6, w7, w8)
         above0, above1 = _correlate(here0, here1, r0, r1, r2, r3, w3, w4, w5)
+        above2, above3 = _correlate(here2, here3, r2, r3, r4, r5, w3, w4, w5)
         here0, here1 = _correlate(start, start, r0, r1, r2, r3, w0, w1, w2)
+        here2, here3 = _correlate(start, start, r2, r3, r4, r5, w0, w1, w2)
         done = mask & (i >= 2) & (top + i - 2 < height)
-        tl.store(y, activate(y0, ACTIVATION), mask=done)
-        done &= col + 1 < width
-        tl.store(y + channels, activate(y1, ACTIVATION), mask=done)
+        _store_pair(y, channels, done, col, width, y0, y1, ACTIVATION)
+        _store_pair(
+            y + 2 * channels, channels, done, col + 2, width, y2, y3,
+            ACTIVATION,
+        )  # fmt: skip
         y += width * channels
-        r0, r1, r2, r3 = n0, n1, n2, n3
+        r0, r1, r2, r3, r4, r5 = n0, n1, n2, n3, n4, n5
 
 
 @triton.jit
@@ -315,7 +342,7 @@ def _grad_kernel(
     g5, g6, g7, g8, g9 = zero, zero, zero, zero, zero
     for block in range(slot, blocks, slots):
         exists, top, col, pixel = _locate(
-            block * BLOCK_P, patches, height, width, rows, BLOCK_P
+            block * BLOCK_P, patches, height, width, rows, BLOCK_P, 2
         )
         g0, g1, g2, g3, g4, g5, g6, g7, g8, g9 = _walk_down(
             x_ptr + pixel * stride + c,
@@ -335,9 +362,10 @@ def _grad_kernel(
 
 
 _WARPS = 4
-# Channels of a thread. With more, the nine weights of each fill the registers;
-# the gradient holds ten sums beside them.
+# Channels of a thread. With more, the nine weights and eight sums of each fill
+# the registers, which GELU needs too; the gradient holds ten sums beside them.
 _PER_THREAD = 4
+_PER_THREAD_OF_GELU = 2
 _PER_THREAD_OF_GRADIENT = 2
 _COLUMNS_OF_GRADIENT = 16
 # Less high than that, a map has too few patches for many threads.
@@ -362,15 +390,19 @@ class Plan(NamedTuple):
 
 
 def _cut(
-    shape: tuple[int, ...], block_c: int, per_thread: int, warps: int
+    shape: tuple[int, ...],
+    columns: int,
+    block_c: int,
+    per_thread: int,
+    warps: int,
 ) -> Plan:
     batch, height, width, channels = shape
     block_p = warps * 32 * per_thread // block_c
     chunks = -(-channels // block_c)
-    pairs = batch * -(-width // 2)
+    across = batch * -(-width // columns)
 
     def blocks(rows: int) -> int:
-        return -(-pairs * -(-height // rows) // block_p)
+        return -(-across * -(-height // rows) // block_p)
 
     # Few rows are read twice, if programs enough are left.
     by_reads = sorted(
@@ -379,17 +411,18 @@ def _cut(
     )
     enough = _enough_programs()
     rows = next((r for r in by_reads if blocks(r) * chunks >= enough), 1)
-    patches = pairs * -(-height // rows)
+    patches = across * -(-height // rows)
     return Plan(block_p, block_c, rows, patches, blocks(rows), chunks, warps)
 
 
 @functools.lru_cache(maxsize=1024)
-def conv_plan(shape: tuple[int, ...]) -> Plan:
+def conv_plan(shape: tuple[int, ...], activation: str) -> Plan:
     """For a convolution of a feature map (B, H, W, C)."""
     channels = shape[3]
     # The block that wastes least of the channels, and the widest such.
     block_c = min((64, 32, 16), key=lambda c: -(-channels // c) * c)
-    return _cut(shape, block_c, _PER_THREAD, _WARPS)
+    per_thread = _PER_THREAD_OF_GELU if activation == 'gelu' else _PER_THREAD
+    return _cut(shape, 4, block_c, per_thread, _WARPS)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -398,7 +431,7 @@ def gradient_plan(shape: tuple[int, ...]) -> Plan:
     per_thread, warps = _PER_THREAD_OF_GRADIENT, _WARPS
     if shape[1] < _LOW:
         per_thread, warps = 2 * per_thread, warps // 2
-    return _cut(shape, _COLUMNS_OF_GRADIENT, per_thread, warps)
+    return _cut(shape, 2, _COLUMNS_OF_GRADIENT, per_thread, warps)
 
 
 def _vectors(norm: ChannelNorm | None) -> tuple[Tensor | None, ...]:
@@ -424,7 +457,7 @@ def _convolve(
     vectors = (bias, *_vectors(norm), *_vectors(input_norm))
     assert weight.shape == (channels, 1, 3, 3), weight.shape
     assert all(v is None or v.shape == (channels,) for v in vectors)
-    plan = conv_plan(x.shape)
+    plan = conv_plan(x.shape, activation)
     launch(
         _conv_kernel,
         (plan.blocks * plan.chunks, 1, 1),
