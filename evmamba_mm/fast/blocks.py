@@ -166,8 +166,9 @@ def _inverted_residual(
     x = channels_last(x)
     y = linear(x.to(dtype), conv_pw.weight.flatten(1), conv_pw.bias)
     fixed = _is_fixed(block.drop_path, norm_pw, norm_dw, norm_pw2)
+    mean = None
     if fixed:
-        y = depthwise_conv3x3_inference(
+        y, mean = depthwise_conv3x3_inference(
             y,
             conv_dw.weight,
             conv_dw.bias,
@@ -176,6 +177,7 @@ def _inverted_residual(
             norm=_fixed_norm(norm_dw),
             input_norm=_fixed_norm(norm_pw),
             input_activation='relu',
+            pooled=True,
         )
     else:
         y = _norm_act(norm_pw, y, 'relu', dtype)
@@ -188,6 +190,7 @@ def _inverted_residual(
         expand.weight.flatten(1).to(dtype),
         expand.bias,
         dtype,
+        mean,
     )
     y = linear(y, conv_pw2.weight.flatten(1), conv_pw2.bias)
     if fixed and isinstance(norm_pw2, nn.BatchNorm2d):

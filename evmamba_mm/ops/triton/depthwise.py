@@ -25,7 +25,7 @@ from .common import (
     once_differentiable,
     pixel_rows,
 )
-from .sums import sum_parts_turned
+from .sums import sum_parts, sum_parts_turned
 
 
 class ChannelNorm(NamedTuple):
@@ -48,10 +48,9 @@ class ChannelNorm(NamedTuple):
 
 @triton.jit
 def _locate(
-    first, patches, height, width, rows, BLOCK_P: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Whether a patch exists, its first row, column and pixel, (P, 1) each."""
+    first, height, width, rows, BLOCK_P: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Patches, their first row, column and pixel, (P, 1) each."""
     patch = first + tl.arange(0, BLOCK_P)[:, None]
     across = (width + COLUMNS - 1) // COLUMNS
     strips = (height + rows - 1) // rows
@@ -59,7 +58,7 @@ def _locate(
     rest = patch // across
     top = (rest % strips) * rows
     pixel = ((rest // strips).to(tl.int64) * height + top) * width + col
-    return patch < patches, top, col, pixel
+    return patch, top, col, pixel
 
 
 @triton.jit
@@ -128,10 +127,12 @@ def _normalize_row(x0, x1, x2, x3, x4, x5, scale, shift, inside, col, width):
 
 @triton.jit
 def _store_pair(y, stride, mask, col, width, y0, y1, ACTIVATION: tl.constexpr):
-    """Activate and write columns col and col + 1 of a row."""
+    """Activate and write columns col and col + 1 of a row; their sum."""
     y0, y1 = activate(y0, ACTIVATION), activate(y1, ACTIVATION)
-    tl.store(y, y0, mask=mask & (col < width))
-    tl.store(y + stride, y1, mask=mask & (col + 1 < width))
+    left, right = mask & (col < width), mask & (col + 1 < width)
+    tl.store(y, y0, mask=left)
+    tl.store(y + stride, y1, mask=right)
+    return tl.where(left, y0, 0.0) + tl.where(right, y1, 0.0)
 
 
 @triton.jit
@@ -177,10 +178,11 @@ _SIZES = ['patches', 'height', 'width', 'rows', 'blocks', 'slots']
 
 # y = activation(norm(bias + sum of weight[i, j] * u[row + i, col + j])),
 # u = input_activation(input_norm(x)) inside of the map and 0 outside. The
-# norm goes into the weight and the bias, once in each program.
+# norm goes into the weight and the bias, once in each program. Each patch
+# leaves its share of the mean of y where there is a place for it.
 @triton.jit(do_not_specialize=_SIZES)
 def _conv_kernel(
-    x_ptr, w_ptr, bias_ptr, y_ptr,
+    x_ptr, w_ptr, bias_ptr, y_ptr, sums_ptr,
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
     in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
     patches, height, width, rows, channels, stride, norm_eps, in_eps,
@@ -194,10 +196,10 @@ def _conv_kernel(
     chunks = tl.cdiv(channels, BLOCK_C)
     pid = tl.program_id(0)
     c = (pid % chunks) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    exists, top, col, pixel = _locate(
-        (pid // chunks) * BLOCK_P, patches, height, width, rows, BLOCK_P, 4
+    patch, top, col, pixel = _locate(
+        (pid // chunks) * BLOCK_P, height, width, rows, BLOCK_P, 4
     )
-    mask = exists & (c < channels)
+    mask = (patch < patches) & (c < channels)
     w0, w1, w2 = _load_weight(w_ptr, c, c < channels, FIRST, STEP)
     w3, w4, w5 = _load_weight(w_ptr, c, c < channels, FIRST + 3 * STEP, STEP)
     w6, w7, w8 = _load_weight(w_ptr, c, c < channels, FIRST + 6 * STEP, STEP)
@@ -223,16 +225,16 @@ def _conv_kernel(
     # Sums of the rows above and at the one that is read, two columns each.
     above0, above1, above2, above3 = start, start, start, start
     here0, here1, here2, here3 = start, start, start, start
+    sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     r0, r1, r2, r3 = _load_row(x, stride, mask & (top > 0), col, width)
-    far, edge = x + 3 * stride, col + 3
-    r4, r5 = _load_pair(far, stride, mask & (top > 0), edge, width)
+    far = 3 * stride
+    r4, r5 = _load_pair(x + far, stride, mask & (top > 0), col + 3, width)
     for i in range(rows + 2):
         # The next row is on its way while this one is computed with.
         x += width * stride
-        far += width * stride
         inside = mask & (top + i < height) & (i <= rows)
         n0, n1, n2, n3 = _load_row(x, stride, inside, col, width)
-        n4, n5 = _load_pair(far, stride, inside, edge, width)
+        n4, n5 = _load_pair(x + far, stride, inside, col + 3, width)
         if in_weight_ptr is not None:
             r0, r1, r2, r3, r4, r5 = _normalize_row(
                 r0, r1, r2, r3, r4, r5, in_scale, in_shift,
@@ -248,13 +250,16 @@ def _conv_kernel(
         here0, here1 = _correlate(start, start, r0, r1, r2, r3, w0, w1, w2)
         here2, here3 = _correlate(start, start, r2, r3, r4, r5, w0, w1, w2)
         done = mask & (i >= 2) & (top + i - 2 < height)
-        _store_pair(y, channels, done, col, width, y0, y1, ACTIVATION)
-        _store_pair(
+        sums += _store_pair(y, channels, done, col, width, y0, y1, ACTIVATION)
+        sums += _store_pair(
             y + 2 * channels, channels, done, col + 2, width, y2, y3,
             ACTIVATION,
         )  # fmt: skip
         y += width * channels
         r0, r1, r2, r3, r4, r5 = n0, n1, n2, n3, n4, n5
+    if sums_ptr is not None:
+        places = sums_ptr + patch.to(tl.int64) * channels + c
+        tl.store(places, sums / (height * width), mask=mask)
 
 
 @triton.jit
@@ -341,14 +346,14 @@ def _grad_kernel(
     g0, g1, g2, g3, g4 = zero, zero, zero, zero, zero
     g5, g6, g7, g8, g9 = zero, zero, zero, zero, zero
     for block in range(slot, blocks, slots):
-        exists, top, col, pixel = _locate(
-            block * BLOCK_P, patches, height, width, rows, BLOCK_P, 2
+        patch, top, col, pixel = _locate(
+            block * BLOCK_P, height, width, rows, BLOCK_P, 2
         )
         g0, g1, g2, g3, g4, g5, g6, g7, g8, g9 = _walk_down(
             x_ptr + pixel * stride + c,
             dy_ptr + pixel * dy_stride + c,
             dz_ptr + pixel * channels + c,
-            exists & inside, top, col, height, width, rows,
+            (patch < patches) & inside, top, col, height, width, rows,
             channels, stride, dy_stride,
             w0, w1, w2, w3, w4, w5, w6, w7, w8, bias,
             g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, ACTIVATION,
@@ -450,18 +455,24 @@ def _convolve(
     norm: ChannelNorm | None = None,
     input_norm: ChannelNorm | None = None,
     input_activation: str = 'none',
-) -> None:
+    pooled: bool = False,
+) -> Tensor | None:
+    """Write y; with ``pooled``, return the mean of its pixels, (B, C)."""
     x, stride = pixel_rows(x)
-    _, height, width, channels = x.shape
+    batch, height, width, channels = x.shape
     bias = None if bias is None else bias.contiguous()
     vectors = (bias, *_vectors(norm), *_vectors(input_norm))
     assert weight.shape == (channels, 1, 3, 3), weight.shape
     assert all(v is None or v.shape == (channels,) for v in vectors)
     plan = conv_plan(x.shape, activation)
+    sums = None
+    if pooled:
+        shape = batch, plan.patches // batch, channels
+        sums = torch.empty(shape, dtype=torch.float32, device=x.device)
     launch(
         _conv_kernel,
         (plan.blocks * plan.chunks, 1, 1),
-        (x, weight.contiguous(), bias, y, *vectors[1:]),
+        (x, weight.contiguous(), bias, y, sums, *vectors[1:]),
         (
             plan.patches, height, width, plan.rows, channels, stride,
             0.0 if norm is None else float(norm.eps),
@@ -470,6 +481,7 @@ def _convolve(
         (flip, activation, input_activation, plan.block_p, plan.block_c),
         plan.warps,
     )  # fmt: skip
+    return sum_parts(sums, 1, y.dtype) if pooled else None
 
 
 def _forward(
@@ -649,7 +661,8 @@ def depthwise_conv3x3_inference(
     norm: ChannelNorm | None = None,
     input_norm: ChannelNorm | None = None,
     input_activation: str = 'none',
-) -> Tensor:
+    pooled: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Convolve with the norms and activations around it, in one kernel.
 
     The result is ``activation(norm(conv(input_activation(input_norm(x)))))``
@@ -666,14 +679,15 @@ def depthwise_conv3x3_inference(
         norm: BatchNorm behind the convolution, in evaluation.
         input_norm: BatchNorm before the convolution, in evaluation.
         input_activation: 'none' or 'relu'.
+        pooled: Whether to return the mean of its pixels too; x is not empty.
 
     Returns:
-        Feature map of shape (B, H, W, C).
+        Feature map (B, H, W, C), and its mean (B, C) if asked for.
     """
-    y = dense_like(x, dtype)
+    y, mean = dense_like(x, dtype), None
     if y.numel() > 0:
-        _convolve(
+        mean = _convolve(
             x, weight, bias, y, False, activation,
-            norm, input_norm, input_activation,
+            norm, input_norm, input_activation, pooled,
         )  # fmt: skip
-    return y
+    return (y, mean) if pooled else y

@@ -3,7 +3,8 @@
     y = x * sigmoid(logits)
     logits = expand(relu(reduce(mean over H W of x)))
 
-The map is read twice and written once; the two small products are torch's.
+The map is read twice, or once if its mean is given, and written once; the two
+small products are torch's.
 
 Shape letters: B batch, H W feature map, T = H W tokens, C channels, E hidden
 channels, P programs of an image's block of channels.
@@ -207,21 +208,24 @@ def _as_rows(x: Tensor) -> Tensor:
     return as_rows(x, (batch, height * width, channels))
 
 
-def _gates(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gates(
+    x: Tensor, mean: Tensor | None, *parameters: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (B, C), hidden (B, E) after ReLU and logits (B, C) of rows."""
     reduce_weight, reduce_bias, expand_weight, expand_bias = parameters
-    mean = _channel_sums(x, reduce_weight.dtype)
+    if mean is None:
+        mean = _channel_sums(x, reduce_weight.dtype)
     hidden = _linear(mean, reduce_weight, reduce_bias).relu_()
     return mean, hidden, _linear(hidden, expand_weight, expand_bias)
 
 
 def _forward(
-    x: Tensor, dtype: torch.dtype, *parameters: Tensor
+    x: Tensor, dtype: torch.dtype, mean: Tensor | None, *parameters: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The scaled map, and what the backward needs."""
     y = dense_like(x, dtype)
     rows = _as_rows(x)
-    inner = _gates(rows, *parameters)
+    inner = _gates(rows, mean, *parameters)
     _scale(y, rows, inner[-1])
     return y, inner
 
@@ -229,7 +233,7 @@ def _forward(
 class _SqueezeExcite(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dtype, *parameters):
-        y, inner = _forward(x, dtype, *parameters)
+        y, inner = _forward(x, dtype, None, *parameters)
         ctx.save_for_backward(x, *parameters, *inner)
         return y
 
@@ -262,6 +266,7 @@ def squeeze_excite(
     expand_weight: Tensor,
     expand_bias: Tensor,
     dtype: torch.dtype,
+    mean: Tensor | None = None,
 ) -> Tensor:
     """Scale the channels of a map by gates made of its mean.
 
@@ -275,6 +280,8 @@ def squeeze_excite(
         expand_weight: From hidden channels to channels, (C, E).
         expand_bias: (C,).
         dtype: Of the result.
+        mean: Of the pixels of ``x``, (B, C) in the dtype of
+            ``reduce_weight``, to save a pass where no gradient is needed.
 
     Returns:
         Feature map of the shape of ``x``.
@@ -284,4 +291,4 @@ def squeeze_excite(
     parameters = reduce_weight, reduce_bias, expand_weight, expand_bias
     if torch.is_grad_enabled():
         return _SqueezeExcite.apply(x, dtype, *parameters)
-    return _forward(x, dtype, *parameters)[0]
+    return _forward(x, dtype, mean, *parameters)[0]

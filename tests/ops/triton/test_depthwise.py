@@ -250,16 +250,26 @@ ROUNDING = {torch.float32: 3e-6, torch.float16: 5e-4, torch.bfloat16: 8e-3}
 
 
 def assert_inference_is_right(arguments, dtype, activation, **options):
+    run = partial(
+        depthwise_conv3x3_inference,
+        **arguments,
+        activation=activation,
+        dtype=dtype,
+        **options,
+    )
     with torch.no_grad():
-        y = depthwise_conv3x3_inference(
-            **arguments, activation=activation, dtype=dtype, **options
-        )
+        y = run()
     expected = inference_reference(
         **arguments, activation=activation, **options
     )
     assert y.dtype == dtype and y.shape == expected.shape
     assert y.is_contiguous()
     assert relative_error(y, expected) < ROUNDING[dtype]
+    if y.numel() > 0:
+        with torch.no_grad():
+            again, mean = run(pooled=True)
+        assert torch.equal(again, y) and mean.dtype == dtype
+        assert relative_error(mean, expected.mean((1, 2))) < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize('with_norm', [False, True], ids=['', 'norm'])
