@@ -67,13 +67,14 @@ def _load_vector(x_ptr, c, mask):
 
 
 @triton.jit
-def _load_weight(w_ptr, c, mask, FIRST: tl.constexpr, STEP: tl.constexpr):
-    """A row of the 3x3 weight."""
-    w = w_ptr + c * 9 + FIRST
+def _load_weight(w_ptr, c, mask, scale, ROW: tl.constexpr, FLIP: tl.constexpr):
+    """A row of the 3x3 weight, or of the rotated one, times a scale."""
+    STEP: tl.constexpr = -1 if FLIP else 1
+    w = w_ptr + c * 9 + (8 - 3 * ROW if FLIP else 3 * ROW)
     w0 = tl.load(w, mask=mask, other=0.0).to(tl.float32)
     w1 = tl.load(w + STEP, mask=mask, other=0.0).to(tl.float32)
     w2 = tl.load(w + 2 * STEP, mask=mask, other=0.0).to(tl.float32)
-    return w0, w1, w2
+    return w0 * scale, w1 * scale, w2 * scale
 
 
 @triton.jit
@@ -104,6 +105,14 @@ def _load_pair(x, stride, mask, col, width):
 
 
 @triton.jit
+def _load_wide_row(x, stride, mask, col, width):
+    """Columns col - 1 to col + 4 of a row, zero outside."""
+    x0, x1, x2, x3 = _load_row(x, stride, mask, col, width)
+    x4, x5 = _load_pair(x + 3 * stride, stride, mask, col + 3, width)
+    return x0, x1, x2, x3, x4, x5
+
+
+@triton.jit
 def _normalize(x, scale, shift, inside):
     """``x * scale + shift`` inside of the map, and zero outside of it.
 
@@ -114,14 +123,21 @@ def _normalize(x, scale, shift, inside):
 
 
 @triton.jit
-def _normalize_row(x0, x1, x2, x3, x4, x5, scale, shift, inside, col, width):
-    """Columns col - 1 to col + 4 after the norm."""
-    x0 = _normalize(x0, scale, shift, inside & (col > 0))
-    x1 = _normalize(x1, scale, shift, inside)
-    x2 = _normalize(x2, scale, shift, inside & (col + 1 < width))
-    x3 = _normalize(x3, scale, shift, inside & (col + 2 < width))
-    x4 = _normalize(x4, scale, shift, inside & (col + 3 < width))
-    x5 = _normalize(x5, scale, shift, inside & (col + 4 < width))
+def _prepare_row(
+    x0, x1, x2, x3, x4, x5, scale, shift, inside, col, width,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Columns col - 1 to col + 4 of a row after norm and activation."""
+    if NORM:
+        x0 = _normalize(x0, scale, shift, inside & (col > 0))
+        x1 = _normalize(x1, scale, shift, inside)
+        x2 = _normalize(x2, scale, shift, inside & (col + 1 < width))
+        x3 = _normalize(x3, scale, shift, inside & (col + 2 < width))
+        x4 = _normalize(x4, scale, shift, inside & (col + 3 < width))
+        x5 = _normalize(x5, scale, shift, inside & (col + 4 < width))
+    x0, x1 = activate(x0, ACTIVATION), activate(x1, ACTIVATION)
+    x2, x3 = activate(x2, ACTIVATION), activate(x3, ACTIVATION)
+    x4, x5 = activate(x4, ACTIVATION), activate(x5, ACTIVATION)
     return x0, x1, x2, x3, x4, x5
 
 
@@ -133,6 +149,18 @@ def _store_pair(y, stride, mask, col, width, y0, y1, ACTIVATION: tl.constexpr):
     tl.store(y, y0, mask=left)
     tl.store(y + stride, y1, mask=right)
     return tl.where(left, y0, 0.0) + tl.where(right, y1, 0.0)
+
+
+@triton.jit
+def _store_row(
+    y, stride, mask, col, width, y0, y1, y2, y3, ACTIVATION: tl.constexpr
+):
+    """Activate and write columns col to col + 3 of a row; their sum."""
+    left = _store_pair(y, stride, mask, col, width, y0, y1, ACTIVATION)
+    y += 2 * stride
+    return left + _store_pair(
+        y, stride, mask, col + 2, width, y2, y3, ACTIVATION
+    )
 
 
 @triton.jit
@@ -186,39 +214,34 @@ def _conv_kernel(
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
     in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
     patches, height, width, rows, channels, stride, norm_eps, in_eps,
-    FLIP: tl.constexpr, ACTIVATION: tl.constexpr,
-    INPUT_ACTIVATION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    FLIP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACTIVATION: tl.constexpr, INPUT_ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Convolve; with FLIP by the rotated weight, for the gradient of x."""
-    FIRST: tl.constexpr = 8 if FLIP else 0
-    STEP: tl.constexpr = -1 if FLIP else 1
     chunks = tl.cdiv(channels, BLOCK_C)
-    pid = tl.program_id(0)
-    c = (pid % chunks) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    c = tl.program_id(0) % chunks * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     patch, top, col, pixel = _locate(
-        (pid // chunks) * BLOCK_P, height, width, rows, BLOCK_P, 4
+        tl.program_id(0) // chunks * BLOCK_P, height, width, rows, BLOCK_P, 4
     )
-    mask = (patch < patches) & (c < channels)
-    w0, w1, w2 = _load_weight(w_ptr, c, c < channels, FIRST, STEP)
-    w3, w4, w5 = _load_weight(w_ptr, c, c < channels, FIRST + 3 * STEP, STEP)
-    w6, w7, w8 = _load_weight(w_ptr, c, c < channels, FIRST + 6 * STEP, STEP)
+    live = c < channels
+    mask = (patch < patches) & live
     start = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     if bias_ptr is not None:
-        start += _load_vector(bias_ptr, c, c < channels)
+        start += _load_vector(bias_ptr, c, live)
+    scale, in_scale, in_shift = 1.0, 1.0, 0.0
     if norm_weight_ptr is not None:
         scale, shift = _load_norm(
             norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
-            norm_eps, c, c < channels,
+            norm_eps, c, live,
         )  # fmt: skip
         start = start * scale + shift
-        w0, w1, w2 = w0 * scale, w1 * scale, w2 * scale
-        w3, w4, w5 = w3 * scale, w4 * scale, w5 * scale
-        w6, w7, w8 = w6 * scale, w7 * scale, w8 * scale
+    w0, w1, w2 = _load_weight(w_ptr, c, live, scale, 0, FLIP)
+    w3, w4, w5 = _load_weight(w_ptr, c, live, scale, 1, FLIP)
+    w6, w7, w8 = _load_weight(w_ptr, c, live, scale, 2, FLIP)
     if in_weight_ptr is not None:
         in_scale, in_shift = _load_norm(
             in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
-            in_eps, c, c < channels,
+            in_eps, c, live,
         )  # fmt: skip
     x = x_ptr + (pixel - width) * stride + c
     y = y_ptr + (pixel - 2 * width) * channels + c
@@ -226,23 +249,19 @@ def _conv_kernel(
     above0, above1, above2, above3 = start, start, start, start
     here0, here1, here2, here3 = start, start, start, start
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    r0, r1, r2, r3 = _load_row(x, stride, mask & (top > 0), col, width)
-    far = 3 * stride
-    r4, r5 = _load_pair(x + far, stride, mask & (top > 0), col + 3, width)
+    r0, r1, r2, r3, r4, r5 = _load_wide_row(
+        x, stride, mask & (top > 0), col, width
+    )
     for i in range(rows + 2):
         # The next row is on its way while this one is computed with.
         x += width * stride
         inside = mask & (top + i < height) & (i <= rows)
-        n0, n1, n2, n3 = _load_row(x, stride, inside, col, width)
-        n4, n5 = _load_pair(x + far, stride, inside, col + 3, width)
-        if in_weight_ptr is not None:
-            r0, r1, r2, r3, r4, r5 = _normalize_row(
-                r0, r1, r2, r3, r4, r5, in_scale, in_shift,
-                (top + i > 0) & (top + i <= height), col, width,
-            )  # fmt: skip
-        r0, r1 = activate(r0, INPUT_ACTIVATION), activate(r1, INPUT_ACTIVATION)
-        r2, r3 = activate(r2, INPUT_ACTIVATION), activate(r3, INPUT_ACTIVATION)
-        r4, r5 = activate(r4, INPUT_ACTIVATION), activate(r5, INPUT_ACTIVATION)
+        n0, n1, n2, n3, n4, n5 = _load_wide_row(x, stride, inside, col, width)
+        r0, r1, r2, r3, r4, r5 = _prepare_row(
+            r0, r1, r2, r3, r4, r5, in_scale, in_shift,
+            (top + i > 0) & (top + i <= height), col, width,
+            in_weight_ptr is not None, INPUT_ACTIVATION,
+        )  # fmt: skip
         y0, y1 = _correlate(above0, above1, r0, r1, r2, r3, w6, w7, w8)
         y2, y3 = _correlate(above2, above3, r2, r3, r4, r5, w6, w7, w8)
         above0, above1 = _correlate(here0, here1, r0, r1, r2, r3, w3, w4, w5)
@@ -250,11 +269,9 @@ def _conv_kernel(
         here0, here1 = _correlate(start, start, r0, r1, r2, r3, w0, w1, w2)
         here2, here3 = _correlate(start, start, r2, r3, r4, r5, w0, w1, w2)
         done = mask & (i >= 2) & (top + i - 2 < height)
-        sums += _store_pair(y, channels, done, col, width, y0, y1, ACTIVATION)
-        sums += _store_pair(
-            y + 2 * channels, channels, done, col + 2, width, y2, y3,
-            ACTIVATION,
-        )  # fmt: skip
+        sums += _store_row(
+            y, channels, done, col, width, y0, y1, y2, y3, ACTIVATION
+        )
         y += width * channels
         r0, r1, r2, r3, r4, r5 = n0, n1, n2, n3, n4, n5
     if sums_ptr is not None:
@@ -336,9 +353,9 @@ def _grad_kernel(
     c = (tl.program_id(0) % chunks) * BLOCK_C
     c += tl.arange(0, BLOCK_C)[None, :]
     inside = c < channels
-    w0, w1, w2 = _load_weight(w_ptr, c, inside, 0, 1)
-    w3, w4, w5 = _load_weight(w_ptr, c, inside, 3, 1)
-    w6, w7, w8 = _load_weight(w_ptr, c, inside, 6, 1)
+    w0, w1, w2 = _load_weight(w_ptr, c, inside, 1.0, 0, False)
+    w3, w4, w5 = _load_weight(w_ptr, c, inside, 1.0, 1, False)
+    w6, w7, w8 = _load_weight(w_ptr, c, inside, 1.0, 2, False)
     zero = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     bias = zero
     if bias_ptr is not None:
@@ -478,23 +495,10 @@ def _convolve(
             0.0 if norm is None else float(norm.eps),
             0.0 if input_norm is None else float(input_norm.eps),
         ),
-        (flip, activation, input_activation, plan.block_p, plan.block_c),
+        (flip, plan.block_p, plan.block_c, activation, input_activation),
         plan.warps,
     )  # fmt: skip
     return sum_parts(sums, 1, y.dtype) if pooled else None
-
-
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    dtype: torch.dtype,
-) -> Tensor:
-    y = dense_like(x, dtype)
-    if y.numel() > 0:
-        _convolve(x, weight, bias, y, False, activation)
-    return y
 
 
 def _backward(
@@ -556,7 +560,7 @@ class _DepthwiseConv(torch.autograd.Function):
     def forward(ctx, x, weight, bias, activation, dtype):
         ctx.save_for_backward(x, weight, bias)
         ctx.activation = activation
-        return _forward(x, weight, bias, activation, dtype)
+        return depthwise_conv3x3_inference(x, weight, bias, activation, dtype)
 
     @staticmethod
     @once_differentiable
@@ -574,8 +578,6 @@ def _op(
     activation: str,
     input_activation: str,
 ) -> Tensor:
-    if input_activation == 'none':
-        return _forward(x, weight, bias, activation, x.dtype)
     return depthwise_conv3x3_inference(
         x, weight, bias, activation, x.dtype, None, None, input_activation
     )
@@ -648,8 +650,9 @@ def depthwise_conv3x3(
     Returns:
         Feature map of shape (B, H, W, C).
     """
-    run = _DepthwiseConv.apply if torch.is_grad_enabled() else _forward
-    return run(x, weight, bias, activation, dtype)
+    if torch.is_grad_enabled():
+        return _DepthwiseConv.apply(x, weight, bias, activation, dtype)
+    return depthwise_conv3x3_inference(x, weight, bias, activation, dtype)
 
 
 def depthwise_conv3x3_inference(
