@@ -8,6 +8,14 @@ compat.apply()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
+from .data import (  # noqa: E402
+    BatchRandAugment,
+    BatchRandomErasing,
+    BatchRandomFlip,
+    BatchRandomResizedCrop,
+    CachedDataset,
+    LoadResizedCrop,
+)
 from .data_preprocessor import BatchDataPreprocessor  # noqa: E402
 from .hooks import CUDAGraphHook, DeferredRuntimeInfoHook  # noqa: E402
 from .optim import (  # noqa: E402
@@ -20,10 +28,16 @@ register_flop_handles()
 __all__ = [
     'ARCHS',
     'BatchDataPreprocessor',
+    'BatchRandAugment',
+    'BatchRandomErasing',
+    'BatchRandomFlip',
+    'BatchRandomResizedCrop',
     'CUDAGraphHook',
+    'CachedDataset',
     'DeferredRuntimeInfoHook',
     'EfficientVMamba',
     'ForeachExponentialMovingAverage',
     'GroupedOptimWrapperConstructor',
+    'LoadResizedCrop',
     '__version__',
 ]
