@@ -17,7 +17,11 @@ from .data import (  # noqa: E402
     LoadResizedCrop,
 )
 from .data_preprocessor import BatchDataPreprocessor  # noqa: E402
-from .hooks import CUDAGraphHook, DeferredRuntimeInfoHook  # noqa: E402
+from .hooks import (  # noqa: E402
+    CUDAGraphHook,
+    DataWaitHook,
+    DeferredRuntimeInfoHook,
+)
 from .optim import (  # noqa: E402
     ForeachExponentialMovingAverage,
     GroupedOptimWrapperConstructor,
@@ -34,6 +38,7 @@ __all__ = [
     'BatchRandomResizedCrop',
     'CUDAGraphHook',
     'CachedDataset',
+    'DataWaitHook',
     'DeferredRuntimeInfoHook',
     'EfficientVMamba',
     'ForeachExponentialMovingAverage',

@@ -88,11 +88,6 @@ class LoadResizedCrop:
             results['img'] = torch.from_numpy(image).permute(2, 0, 1)
         return results
 
-    def _draw(self, shape: tuple[int, int]) -> tuple[int, int, int, int]:
-        # It reads the shape of the image alone.
-        image = np.broadcast_to(np.uint8(0), shape)
-        return self._stock.rand_crop_params(image)
-
     def _decode(
         self, path: str, content: bytes
     ) -> tuple[np.ndarray, tuple[int, int, int, int], tuple[int, int]]:
@@ -104,8 +99,9 @@ class LoadResizedCrop:
         if shape is None:
             image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
             _check(image, path)
-            return image, self._draw(image.shape[:2]), image.shape[:2]
-        box = self._draw(shape)
+            return image, self._stock.rand_crop_params(image), image.shape[:2]
+        # It reads the shape alone.
+        box = self._stock.rand_crop_params(np.empty(shape, np.uint8))
         reduction = self._reduction(box)
         flags = {
             1: cv2.IMREAD_COLOR,

@@ -1,4 +1,4 @@
-"""Measures speed and memory: models, the scan, a detector, an iteration.
+"""Measures speed and memory: models, scan, detector, iteration, data.
 
 Rows go into a CSV file, of which `table` makes a Markdown table.
 """
@@ -49,6 +49,7 @@ def parse_args(argv=None):
     add_scans(tasks)
     add_detection(tasks)
     add_iteration(tasks)
+    add_data(tasks)
     for task in tasks.choices.values():
         add_measuring(task)
     add_table(tasks)
@@ -168,6 +169,21 @@ def add_iteration(tasks):
     add_choices(parser, '--mode', ITERATION_MODES, ['config'])
 
 
+def add_data(tasks):
+    parser = tasks.add_parser(
+        'data',
+        help="a config's training pipeline by step, on one core, and its data "
+        'preprocessor on the device',
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help='for a classifier a folder of class folders, otherwise the '
+        "config's data_root (default: the config's own data)",
+    )
+
+
 def add_table(tasks):
     parser = tasks.add_parser('table', help='a Markdown table of the rows')
     parser.add_argument('rows', type=Path, metavar='FILE.csv')
@@ -231,8 +247,17 @@ def classifiers(args, session):
         print('\n'.join(classifiers.growth(session.rows)))
 
 
+def check_files(configs, folder=None):
+    for config in configs:
+        if not Path(config).is_file():
+            raise ValueError(f'there is no config {config!r}')
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f'--data {folder!r} is no folder')
+
+
 def measure(args, command):
     from evmamba_mm.benchmark import (
+        data,
         detection,
         iteration,
         models,
@@ -251,10 +276,11 @@ def measure(args, command):
         for shape in args.shape:
             scans.step_of(shape[1])
         cases = (pairs, args.shape, args.dtype, args.phase)
+    elif args.task == 'data':
+        check_files(args.configs, args.data)
+        cases = ([p for c in args.configs for p in data.phases(c, args.data)],)
     elif args.task in ('detection', 'iteration'):
-        for config in args.configs:
-            if not Path(config).is_file():
-                raise ValueError(f'there is no config {config!r}')
+        check_files(args.configs)
         task = dict(detection=detection, iteration=iteration)[args.task]
         cases = (args.configs, args.mode, task.PHASES)
     else:
@@ -279,6 +305,8 @@ def measure(args, command):
             )
         elif args.task == 'iteration':
             iteration.run(session, args.configs, args.mode, args.random)
+        elif args.task == 'data':
+            data.run(session, args.configs, args.data)
         else:
             classifiers(args, session)
     if session.failures:

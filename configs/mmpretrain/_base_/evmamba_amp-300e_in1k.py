@@ -162,6 +162,7 @@ custom_hooks = [
 ]
 default_hooks = dict(
     runtime_info=dict(type='DeferredRuntimeInfoHook'),
+    data_wait=dict(type='DataWaitHook'),
     checkpoint=dict(max_keep_ckpts=2, save_best='accuracy/top1'),
 )
 # Without _delete_ a key of the base would reach the visualizer as an argument.
