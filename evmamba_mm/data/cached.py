@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.dataset import BaseDataset
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS, FUNCTIONS
@@ -94,9 +93,7 @@ class CachedDataset:
         device: str | None = None,
         lazy_init: bool = False,
     ) -> None:
-        self.dataset: BaseDataset = DATASETS.build(
-            {**dataset, 'lazy_init': True}
-        )
+        self.dataset = DATASETS.build({**dataset, 'lazy_init': True})
         self.device = device
         self.images: Tensor | None = None
         self.labels: Tensor | None = None

@@ -60,7 +60,7 @@ def test_crops_are_those_of_the_hosts(tmp_path, name, exif):
 
 
 @pytest.mark.parametrize('exif', [None, turned(6)])
-@pytest.mark.parametrize('scale', [16, 60, 200])
+@pytest.mark.parametrize('scale', [16, 50, 200])
 def test_large_files_are_decoded_at_a_reduced_scale(
     tmp_path, monkeypatch, exif, scale
 ):
@@ -79,12 +79,14 @@ def test_large_files_are_decoded_at_a_reduced_scale(
         LoadResizedCrop(scale, (0.9, 1.0))(dict(img_path=path))
     expected = {
         16: cv2.IMREAD_REDUCED_COLOR_8,
-        60: cv2.IMREAD_REDUCED_COLOR_4,
+        50: cv2.IMREAD_REDUCED_COLOR_4,
         200: cv2.IMREAD_COLOR,
     }
     assert flags == [expected[scale]]
+    # A box moves by up to half a pixel of the reduced image, which shows
+    # where a whole picture becomes a few pixels.
     difference = differences(*both(path, scale))
-    assert difference.mean() < 1.5
+    assert difference.mean() < {16: 6, 50: 1.5, 200: 0.5}[scale]
 
 
 @pytest.mark.parametrize('large', [0, 2**18])
