@@ -1,6 +1,7 @@
 """Time of a training pipeline, by step, and of the batches it makes."""
 
 import functools
+import itertools
 import statistics
 import time
 from collections import Counter
@@ -13,18 +14,25 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS, DefaultScope
 
 from . import timing
 
-MODES = ('config',)
+# The training data's own pipeline.
+OWN = 'config'
 WHOLE = 'pipeline'
 BATCH = 'data preprocessor'
 # Images of one repeat.
 IMAGES = 32
 
 
-def pipeline_config(path, folder):
-    """A config, and the settings of its training data, read from a folder.
+def pipeline_config(path, folder, pipeline=OWN):
+    """A config, and the settings of its training data.
+
+    Args:
+        path: Config.
+        folder: Where the data are, or None for the config's own.
+        pipeline: A list of the config that takes the pipeline's place.
 
     Raises:
-        ValueError: If the training data have no pipeline.
+        ValueError: If the training data have no pipeline, or the config no
+            such list.
     """
     config = Config.fromfile(path)
     settings = config.train_dataloader.dataset
@@ -32,12 +40,18 @@ def pipeline_config(path, folder):
         settings = settings.dataset
     if 'pipeline' not in settings:
         raise ValueError(f'the training data of {path!r} have no pipeline')
+    if pipeline != OWN:
+        if not isinstance(config.get(pipeline), list):
+            lists = [k for k in config if k.endswith('_pipeline')]
+            raise ValueError(
+                f'{path!r} has no pipeline {pipeline!r}; it has '
+                f'{", ".join([OWN, *lists])}'
+            )
+        settings.pipeline = config[pipeline]
     if folder is not None and config.default_scope == 'mmpretrain':
-        pipeline = settings.pipeline
+        steps = settings.pipeline
         settings.clear()
-        settings.update(
-            type='CustomDataset', data_root=folder, pipeline=pipeline
-        )
+        settings.update(type='CustomDataset', data_root=folder, pipeline=steps)
     elif folder is not None:
         settings.data_root = folder
     return config, settings
@@ -53,10 +67,11 @@ def step_names(pipeline):
     return names
 
 
-def phases(path, folder):
+def phases(path, folder, pipeline=OWN):
     """Return what is measured of a config: the whole, its steps, a batch."""
-    _, settings = pipeline_config(path, folder)
-    return (WHOLE, *step_names(settings.pipeline), BATCH)
+    _, settings = pipeline_config(path, folder, pipeline)
+    batch = [BATCH] if pipeline == OWN else []
+    return (WHOLE, *step_names(settings.pipeline), *batch)
 
 
 class Steps:
@@ -148,29 +163,33 @@ def preprocessing(config, settings, session):
     )
 
 
-def run(session, paths, folder):
+def run(session, paths, folder, pipelines):
     """Measures the steps and a batch of each config.
 
     Raises:
-        ValueError: If a config has no pipeline.
+        ValueError: If a config has no such pipeline.
     """
-    for path in paths:
-        config, settings = pipeline_config(path, folder)
-        names = step_names(settings.pipeline)
-        stem, before = Path(path).stem, len(session.rows)
-        with DefaultScope.overwrite_default_scope(config.default_scope):
-            steps = Steps(settings, session.repeats)
-            for phase in (WHOLE, *names):
-                session.record(
-                    functools.partial(steps, phase),
-                    *(stem, 'config', phase, 1, 'file', 'uint8'),
-                )
-            session.record(
-                functools.partial(preprocessing, config, settings, session),
-                *(stem, 'config', BATCH),
-                *(config.train_dataloader.batch_size, 'batch', 'uint8'),
-            )
+    for path, pipeline in itertools.product(paths, pipelines):
+        before = len(session.rows)
+        run_one(session, path, folder, pipeline)
         print('\n'.join(shares(session.rows[before:])))
+
+
+def run_one(session, path, folder, pipeline):
+    """Measures one pipeline of a config."""
+    config, settings = pipeline_config(path, folder, pipeline)
+    stem = Path(path).stem
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        steps = Steps(settings, session.repeats)
+        for phase in phases(path, folder, pipeline):
+            if phase == BATCH:
+                call = functools.partial(
+                    preprocessing, config, settings, session
+                )
+                sizes = config.train_dataloader.batch_size, 'batch'
+            else:
+                call, sizes = functools.partial(steps, phase), (1, 'file')
+            session.record(call, stem, pipeline, phase, *sizes, 'uint8')
 
 
 def shares(rows):

@@ -4,14 +4,12 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from evmamba_mm.benchmark import (
     classifiers,
-    data,
     detection,
     iteration,
     models,
@@ -342,47 +340,6 @@ def test_iteration_has_a_time_and_parts(toy, tmp_path, monkeypatch):
     assert all(float(x['ms']) > 0 for x in found[:3])
     assert {x['size'] for x in found} == {'32x32'}
     assert {x['batch'] for x in found} == {'2'}
-
-
-@pytest.fixture
-def class_folders(tmp_path):
-    import cv2
-
-    for number in range(4):
-        path = tmp_path / 'images' / f'class{number % 2}' / f'{number}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 256, (60, 50, 3))
-        cv2.imwrite(str(path), noise.astype(np.uint8))
-    return tmp_path / 'images'
-
-
-def test_data_have_a_time_for_each_step(toy, class_folders, tmp_path, capsys):
-    file = tmp_path / 'rows.csv'
-    arguments = ('--data', class_folders, '--repeats', 2, '--csv', file)
-    assert run('data', toy, *arguments) == 0
-    found = {x['phase']: float(x['ms']) for x in rows.read(file)}
-    steps = ['LoadResizedCrop', 'PackInputs']
-    assert list(found) == [data.WHOLE, *steps, data.BATCH]
-    assert sum(found[step] for step in steps) == pytest.approx(
-        found[data.WHOLE], rel=0.3
-    )
-    shown = capsys.readouterr().out
-    assert 'images/s a core, of which' in shown
-    assert '% LoadResizedCrop' in shown
-
-
-def test_steps_of_one_type_are_told_apart():
-    pipeline = [dict(type='Resize'), dict(type='Pad'), dict(type='Resize')]
-    assert data.step_names(pipeline) == ['Resize', 'Pad', 'Resize 2']
-
-
-@pytest.mark.parametrize(
-    'arguments', [('no.py',), ('TOY', '--data', 'nowhere')]
-)
-def test_data_that_are_not_there(arguments, toy, capsys):
-    given = [toy if each == 'TOY' else each for each in arguments]
-    assert run('data', *given) == 2
-    assert 'error: ' in capsys.readouterr().err
 
 
 def test_noise_is_for_classifiers():

@@ -4,6 +4,8 @@ Rows go into a CSV file, of which `table` makes a Markdown table.
 """
 
 import argparse
+import itertools
+import math
 import shlex
 import signal
 import sys
@@ -182,6 +184,14 @@ def add_data(tasks):
         help='for a classifier a folder of class folders, otherwise the '
         "config's data_root (default: the config's own data)",
     )
+    parser.add_argument(
+        '--pipeline',
+        nargs='+',
+        default=['config'],
+        metavar='NAME',
+        help='lists of the config to measure; config is that of its training '
+        'data (default: config)',
+    )
 
 
 def add_table(tasks):
@@ -255,22 +265,16 @@ def check_files(configs, folder=None):
         raise ValueError(f'--data {folder!r} is no folder')
 
 
-def measure(args, command):
-    from evmamba_mm.benchmark import (
-        data,
-        detection,
-        iteration,
-        models,
-        rows,
-        scans,
-    )
-    from evmamba_mm.benchmark.session import Session
+def check_and_count(args, device):
+    """Refuses what is wrong before anything runs; returns how much there is.
 
-    device = device_of(args.device)
-    if args.csv is not None and args.csv.is_file():
-        rows.read(args.csv)
-    pairs = scans.default_backends(device)
+    For the scan also the pairs of scan and backend.
+    """
+    from evmamba_mm.benchmark import data, detection, iteration, models, scans
+
+    pairs = None
     if args.task == 'op':
+        pairs = scans.default_backends(device)
         if args.scan:
             pairs = [scans.check_pair(text) for text in args.scan]
         for shape in args.shape:
@@ -278,7 +282,9 @@ def measure(args, command):
         cases = (pairs, args.shape, args.dtype, args.phase)
     elif args.task == 'data':
         check_files(args.configs, args.data)
-        cases = ([p for c in args.configs for p in data.phases(c, args.data)],)
+        pipelines = itertools.product(args.configs, args.pipeline)
+        counts = [len(data.phases(c, args.data, p)) for c, p in pipelines]
+        return sum(counts), pairs
     elif args.task in ('detection', 'iteration'):
         check_files(args.configs)
         task = dict(detection=detection, iteration=iteration)[args.task]
@@ -288,12 +294,20 @@ def measure(args, command):
             models.split_name(name)
         cases = (args.models, args.batch, args.size)
         cases += (args.dtype, args.mode, args.phase)
-    total = 1
-    for values in cases:
-        total *= len(values)
+    return math.prod(map(len, cases)), pairs
+
+
+def measure(args, command):
+    from evmamba_mm.benchmark import data, detection, iteration, rows, scans
+    from evmamba_mm.benchmark.session import Session
+
+    device = device_of(args.device)
+    if args.csv is not None and args.csv.is_file():
+        rows.read(args.csv)
+    total, pairs = check_and_count(args, device)
     with Session(device, args.repeats, args.csv, command, total) as session:
         if args.task == 'op':
-            scans.run(session, *cases)
+            scans.run(session, pairs, args.shape, args.dtype, args.phase)
         elif args.task == 'detection':
             detection.run(
                 session,
@@ -306,7 +320,7 @@ def measure(args, command):
         elif args.task == 'iteration':
             iteration.run(session, args.configs, args.mode, args.random)
         elif args.task == 'data':
-            data.run(session, args.configs, args.data)
+            data.run(session, args.configs, args.data, args.pipeline)
         else:
             classifiers(args, session)
     if session.failures:
