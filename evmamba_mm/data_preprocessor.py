@@ -118,7 +118,9 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
     ) -> dict:
         """Mix the batch in training, and give each sample its own target."""
         if training and self.batch_augments is not None and scores is not None:
-            images, scores = self.batch_augments(images, scores)
+            # Its permutations are drawn there: to copy one would be a wait.
+            with images.device:
+                images, scores = self.batch_augments(images, scores)
         if label is not None:
             for sample, own in zip(samples, label.split(counts), strict=True):
                 sample.set_field(own, 'gt_label', dtype=Tensor)
@@ -183,8 +185,10 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             # Processes share a seed, unless diff_rank_seed is set.
             seed = (torch.initial_seed() % 2**64, get_rank())
             self._random = np.random.default_rng(seed)
-        for augment in self.image_augments:
-            images = augment(images, self._random)
+        # The training's precision is too low for 256 values.
+        with torch.autocast(images.device.type, enabled=False):
+            for augment in self.image_augments:
+                images = augment(images, self._random)
         return images
 
     def _scores(self, label: Tensor, counts: list[int]) -> Tensor:

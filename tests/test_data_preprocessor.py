@@ -142,6 +142,18 @@ def test_images_are_augmented_in_training_alone(hosts):
     )
 
 
+def test_autocast_changes_no_image(hosts):
+    _, DataSample = hosts
+    crop = [dict(type='BatchRandomResizedCrop', scale=16)]
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        ours = BatchDataPreprocessor(image_augments=crop)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            found.append(ours(batch(DataSample, [0] * 4), True)['inputs'])
+    assert torch.equal(*found)
+
+
 def test_processes_augment_differently(hosts, monkeypatch):
     _, DataSample = hosts
     data = batch(DataSample, [0] * 32)

@@ -12,27 +12,27 @@ model = dict(
 )
 
 
-def cached(folder, side):
-    """A folder of class folders, held in memory at one size."""
+def images(folder, side):
+    """A folder of class folders, every image resized to one size."""
     return dict(
-        _delete_=True,
-        type='CachedDataset',
-        dataset=dict(
-            type='CustomDataset',
-            data_root=data_root,
-            data_prefix=folder,
-            pipeline=[
-                dict(type='LoadImageFromFile'),
-                dict(
-                    type='Resize',
-                    scale=side,
-                    backend='pillow',
-                    interpolation='bicubic',
-                ),
-                dict(type='PackInputs'),
-            ],
-        ),
+        type='CustomDataset',
+        data_root=data_root,
+        data_prefix=folder,
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(
+                type='Resize',
+                scale=side,
+                backend='pillow',
+                interpolation='bicubic',
+            ),
+            dict(type='PackInputs'),
+        ],
     )
+
+
+def cached(dataset):
+    return dict(_delete_=True, type='CachedDataset', dataset=dataset)
 
 
 # Images lie where the model is: no worker and no copy comes between.
@@ -43,9 +43,11 @@ in_memory = dict(
     pin_memory=False,
     collate_fn=dict(type='whole_batch'),
 )
-train_dataloader = dict(dataset=cached('train', stored_size), **in_memory)
-val_dataloader = dict(dataset=cached('val', size), **in_memory)
-test_dataloader = val_dataloader
+train_dataloader = dict(
+    dataset=cached(images('train', stored_size)), **in_memory
+)
+val_dataloader = dict(dataset=cached(images('val', size)), **in_memory)
+test_dataloader = dict(dataset=dict(_delete_=True, **images('val', size)))
 data_preprocessor = dict(
     num_classes=classes,
     image_augments=[

@@ -13,14 +13,7 @@ from mmengine.registry import TRANSFORMS
 from torch import Tensor
 
 from . import geometry
-
-
-def to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """Copies a small array without a wait for the device."""
-    tensor = torch.from_numpy(values)
-    if device.type == 'cuda':
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+from .transfer import to_device
 
 
 def check_probability(name: str, value: float) -> None:
@@ -37,6 +30,11 @@ def check_range(name: str, values: Sequence[float]) -> tuple[float, float]:
             f'{values!r}'
         )
     return tuple(values)
+
+
+def _colour(values: float | Sequence[float]) -> np.ndarray:
+    """A value for each channel (3, 1, 1)."""
+    return np.broadcast_to(values, 3).astype(np.float32).reshape(3, 1, 1)
 
 
 @TRANSFORMS.register_module()
@@ -151,8 +149,8 @@ class BatchRandomErasing:
             raise ValueError(f"mode must be 'const' or 'rand', got {mode!r}")
         self.prob = erase_prob
         self.mode = mode
-        self.mean = np.broadcast_to(fill_color, 3).tolist()
-        self.std = fill_std and np.broadcast_to(fill_std, 3).tolist()
+        self.mean = _colour(fill_color)
+        self.std = None if fill_std is None else _colour(fill_std)
 
     def draw(
         self, count: int, size: tuple[int, int], random: np.random.Generator
@@ -189,9 +187,9 @@ class BatchRandomErasing:
     def _colours(self, part: Tensor) -> Tensor:
         if self.mode == 'rand' and self.std is None:
             return torch.randint_like(part, 256)
-        mean = torch.tensor(self.mean, device=part.device).view(3, 1, 1)
+        mean = to_device(self.mean, part.device)
         if self.mode == 'const':
             return mean.to(torch.uint8)
-        std = torch.tensor(self.std, device=part.device).view(3, 1, 1)
+        std = to_device(self.std, part.device)
         noise = torch.randn(part.shape, device=part.device) * std + mean
         return noise.clamp_(0, 255).to(torch.uint8)

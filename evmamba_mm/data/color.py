@@ -74,7 +74,7 @@ def invert(images: Tensor, magnitudes: Tensor) -> Tensor:
 def posterize(images: Tensor, magnitudes: Tensor) -> Tensor:
     """Keeps the highest bits; a magnitude is their number, rounded up."""
     # No bit is left from 8 shifts on.
-    shifts = (8 - magnitudes.ceil().long()).clamp(max=8)
+    shifts = (8 - magnitudes.ceil().long()).clamp(0, 8)
     shifts = _each(shifts, 3)
     tables = (_values(images) >> shifts) << shifts
     return look_up(images, tables)

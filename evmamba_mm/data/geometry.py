@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transfer import to_device
+
 
 def rotation(degrees: Tensor, height: int, width: int) -> Tensor:
     """Matrices (B, 2, 3) of a clockwise rotation about the centre."""
@@ -62,8 +64,8 @@ def warp(
         ],
         -1,
     )
-    colour = torch.tensor(fill, device=device, dtype=torch.float32)
-    colour = colour.view(1, 3, 1, 1)
+    colour = np.array(fill, dtype=np.float32).reshape(1, 3, 1, 1)
+    colour = to_device(colour, device)
     # grid_sample fills with zeros.
     warped = F.grid_sample(
         images - colour, grid, mode, 'zeros', align_corners=False

@@ -12,7 +12,7 @@ from mmengine.registry import TRANSFORMS
 from torch import Tensor
 
 from . import color, geometry
-from .batch_transforms import to_device
+from .transfer import to_device
 
 MODES = ('nearest', 'bilinear', 'bicubic')
 # Of mmpretrain's transforms, and their argument of a fixed magnitude.

@@ -1,23 +1,10 @@
 """The benchmark of a pipeline: what it does, never how fast it is."""
 
-import numpy as np
 import pytest
 
 from evmamba_mm.benchmark import data, rows
 
-from .test_benchmark import quick, run, toy  # noqa: F401  fixtures
-
-
-@pytest.fixture
-def class_folders(tmp_path):
-    import cv2
-
-    for number in range(4):
-        path = tmp_path / 'images' / f'class{number % 2}' / f'{number}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 256, (60, 50, 3))
-        cv2.imwrite(str(path), noise.astype(np.uint8))
-    return tmp_path / 'images'
+from .tool import run
 
 
 def test_data_have_a_time_for_each_step(toy, class_folders, tmp_path, capsys):

@@ -41,6 +41,7 @@ VARIABLES = {
     'epochs',
     'erasing',
     'image_pipeline',
+    'images',
     'img_ratios',
     'in_memory',
     'norm_cfg',
