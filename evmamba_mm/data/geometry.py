@@ -14,25 +14,36 @@ from torch import Tensor
 from .transfer import to_device
 
 
-def rotation(degrees: Tensor, height: int, width: int) -> Tensor:
+def rotations(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
     """Matrices (B, 2, 3) of a clockwise rotation about the centre."""
     x, y = (width - 1) / 2, (height - 1) / 2
-    cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     first = [cos, sin, x - cos * x - sin * y]
     second = [-sin, cos, y + sin * x - cos * y]
-    return torch.stack([torch.stack(first, -1), torch.stack(second, -1)], -2)
+    return np.stack([np.stack(first, -1), np.stack(second, -1)], -2)
 
 
-def offset_matrices(values: Tensor, row: int, column: int) -> Tensor:
-    """Identities (B, 2, 3) from one cell of which the values are taken.
-
-    A shear is such a matrix with its value beside the diagonal, and a
-    translation one with its offset in the last column.
-    """
-    matrices = torch.eye(2, 3, dtype=values.dtype, device=values.device)
-    matrices = matrices.repeat(len(values), 1, 1)
+def _identities(values: np.ndarray, row: int, column: int) -> np.ndarray:
+    """Identities (B, 2, 3), from one cell of which the values are taken."""
+    matrices = np.tile(np.eye(2, 3), (len(values), 1, 1))
     matrices[:, row, column] -= values
     return matrices
+
+
+def shears(
+    values: np.ndarray, height: int, width: int, direction: str
+) -> np.ndarray:
+    """Matrices (B, 2, 3) that move a pixel by a part of its other place."""
+    row = ('horizontal', 'vertical').index(direction)
+    return _identities(values, row, 1 - row)
+
+
+def translations(
+    values: np.ndarray, height: int, width: int, direction: str
+) -> np.ndarray:
+    """Matrices (B, 2, 3) that move each pixel by a part of the side."""
+    row = ('horizontal', 'vertical').index(direction)
+    return _identities(values * (width, height)[row], row, 2)
 
 
 def warp(

@@ -43,85 +43,75 @@ class Draw(NamedTuple):
     magnitudes: np.ndarray
 
 
-def _warped(
-    images: Tensor,
-    magnitudes: Tensor,
-    matrices: Callable[[Tensor, int, int], Tensor],
-    fill: Sequence[float],
-    mode: str,
-) -> Tensor:
-    shape = images.shape[2:]
-    return geometry.warp(images, matrices(magnitudes, *shape), fill, mode)
+class Policy(NamedTuple):
+    """One of mmpretrain's transforms, for batches.
+
+    Attributes:
+        group: Policies of one group are applied together.
+        parameters: From magnitudes (B,), height and width to the parameters
+            (B, 6) of the function.
+        function: From images (B, 3, H, W) and parameters to new images.
+    """
+
+    group: tuple
+    parameters: Callable[[np.ndarray, int, int], np.ndarray]
+    function: Callable[[Tensor, Tensor], Tensor]
 
 
-def _rotate(degrees: Tensor, height: int, width: int) -> Tensor:
-    return geometry.rotation(degrees, height, width)
-
-
-def _shear_x(values: Tensor, height: int, width: int) -> Tensor:
-    return geometry.offset_matrices(values, 0, 1)
-
-
-def _shear_y(values: Tensor, height: int, width: int) -> Tensor:
-    return geometry.offset_matrices(values, 1, 0)
-
-
-def _translate_x(values: Tensor, height: int, width: int) -> Tensor:
-    return geometry.offset_matrices(values * width, 0, 2)
-
-
-def _translate_y(values: Tensor, height: int, width: int) -> Tensor:
-    return geometry.offset_matrices(values * height, 1, 2)
-
-
-MATRICES = {
-    ('Rotate', None): _rotate,
-    ('Shear', 'horizontal'): _shear_x,
-    ('Shear', 'vertical'): _shear_y,
-    ('Translate', 'horizontal'): _translate_x,
-    ('Translate', 'vertical'): _translate_y,
-}
-
-
-def _warp_of(name: str, transform: Any) -> Callable[[Tensor, Tensor], Tensor]:
+def _warp_policy(name: str, transform: Any) -> Policy:
     if transform.interpolation not in MODES:
         raise ValueError(
             f'interpolation of {name} must be one of {", ".join(MODES)}, got '
             f'{transform.interpolation!r}'
         )
-    if name == 'Rotate' and (transform.center, transform.scale) != (None, 1):
+    matrices = geometry.rotations
+    if name != 'Rotate':
+        made = dict(Shear=geometry.shears, Translate=geometry.translations)
+        matrices = functools.partial(made[name], direction=transform.direction)
+    elif (transform.center, transform.scale) != (None, 1):
         raise ValueError(
             'Rotate turns whole batches about the centre alone, got '
             f'center={transform.center}, scale={transform.scale}'
         )
-    direction = getattr(transform, 'direction', None)
-    return functools.partial(
-        _warped,
-        matrices=MATRICES[name, direction],
-        fill=np.broadcast_to(transform.pad_val, 3).tolist(),
-        mode=transform.interpolation,
-    )
+    fill = tuple(np.broadcast_to(transform.pad_val, 3).tolist())
+    mode = transform.interpolation
+
+    def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
+        return matrices(values, height, width).reshape(-1, 6)
+
+    def function(images: Tensor, parameters: Tensor) -> Tensor:
+        return geometry.warp(images, parameters.view(-1, 2, 3), fill, mode)
+
+    return Policy(('warp', fill, mode), parameters, function)
 
 
-def operation(transform: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function of a batch for one of mmpretrain's transforms.
+def policy_of(transform: Any) -> Policy:
+    """Return what one of mmpretrain's transforms is for a batch.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If it cannot be applied to a batch.
     """
     name = type(transform).__name__
     if name in WARPS:
-        return _warp_of(name, transform)
+        return _warp_policy(name, transform)
     if name not in COLORS:
         raise ValueError(
             f'policies must be of {", ".join((*COLORS, *WARPS))} to be '
             f"applied to batches, got {name}; mmpretrain's RandAugment in the "
             'pipeline takes any'
         )
-    function = COLORS[name][0]
+    change, threshold = COLORS[name][0], getattr(transform, 'thr', None)
     if name == 'SolarizeAdd':
-        return functools.partial(function, threshold=transform.thr)
-    return function
+        change = functools.partial(change, threshold=threshold)
+
+    def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
+        return np.tile(values[:, None], 6)
+
+    def function(images: Tensor, parameters: Tensor) -> Tensor:
+        return change(images, parameters[:, 0])
+
+    # Two of one type may differ in their thresholds.
+    return Policy((name, id(transform)), parameters, function)
 
 
 def _limits(transform: Any) -> tuple[float, float]:
@@ -140,7 +130,7 @@ class BatchRandAugment:
 
     It has the arguments and the distribution of mmpretrain's RandAugment,
     which reads the policies, so that the same dict serves both. The images of
-    one policy are changed together.
+    one operation are changed together, and so are all that are warped.
 
     Args:
         policies: Name of a set, or a dict for each operation.
@@ -179,7 +169,11 @@ class BatchRandAugment:
         self.std = magnitude_std
         self.total = total_level
         transforms = list(stock)
-        self.operations = [operation(each) for each in transforms]
+        self.policies = [policy_of(each) for each in transforms]
+        functions = {each.group: each.function for each in self.policies}
+        self._functions = list(functions.values())
+        numbers = [list(functions).index(x.group) for x in self.policies]
+        self._group_of = np.array([*numbers, len(functions)])
         self.limits = np.array([_limits(each) for each in transforms])
         self.prob = np.array([each.prob for each in transforms])
         self.negative = np.array(
@@ -194,7 +188,7 @@ class BatchRandAugment:
             random: Where chance comes from.
         """
         shape = (self.num_policies, count)
-        policies = random.integers(len(self.operations), size=shape)
+        policies = random.integers(len(self.policies), size=shape)
         if self.std == 'inf':
             levels = random.uniform(0, self.level, shape)
         elif self.std > 0:
@@ -207,27 +201,41 @@ class BatchRandAugment:
         signs = random.random(shape) < self.negative[policies]
         magnitudes = np.where(signs, -magnitudes, magnitudes)
         left_out = random.random(shape) > self.prob[policies]
-        policies = np.where(left_out, len(self.operations), policies)
+        policies = np.where(left_out, len(self.policies), policies)
         return Draw(policies, magnitudes.astype(np.float64))
+
+    def _parameters(self, draw: Draw, size: tuple[int, int]) -> np.ndarray:
+        """Parameters (S, B, 6) of the functions."""
+        found = np.zeros((*draw.policies.shape, 6))
+        for index, policy in enumerate(self.policies):
+            chosen = draw.policies == index
+            if chosen.any():
+                found[chosen] = policy.parameters(
+                    draw.magnitudes[chosen], *size
+                )
+        return found
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Return the batch (B, 3, H, W), changed as it was drawn."""
-        orders = draw.policies.argsort(1, kind='stable')
-        sorted_magnitudes = np.take_along_axis(draw.magnitudes, orders, 1)
+        parameters = self._parameters(draw, images.shape[2:])
+        groups = self._group_of[draw.policies]
+        # The images of a group lie together.
+        orders = groups.argsort(1, kind='stable')
+        parameters = np.take_along_axis(parameters, orders[..., None], 1)
         index = to_device(orders, images.device)
-        magnitudes = to_device(sorted_magnitudes, images.device)
+        parameters = to_device(parameters, images.device)
         images = images.clone()
-        for step, policies in enumerate(draw.policies):
-            counts = np.bincount(policies, minlength=len(self.operations))
+        for step, drawn in enumerate(groups):
+            counts = np.bincount(drawn, minlength=len(self._functions))
             ends = counts.cumsum()
+            # The last group is that of the images that stay as they are.
             for function, count, end in zip(
-                self.operations, counts, ends, strict=False
+                self._functions, counts, ends, strict=False
             ):
-                if count == 0:
-                    continue
-                own = index[step, end - count : end]
-                values = magnitudes[step, end - count : end]
-                images.index_copy_(0, own, function(images[own], values))
+                if count:
+                    own = index[step, end - count : end]
+                    values = parameters[step, end - count : end]
+                    images.index_copy_(0, own, function(images[own], values))
         return images
 
     def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 
 from evmamba_mm import BatchRandAugment
+from evmamba_mm.data.rand_augment import Draw
 
 from .conftest import to_batch, to_pictures
 
@@ -60,8 +61,9 @@ def test_an_operation_is_that_of_mmpretrain(index, pictures, monkeypatch):
     limits = WARPED if name in ('Rotate', 'Shear', 'Translate') else EXACT
     for magnitude in magnitudes_of(stock[index]):
         expected = run_stock(stock[index], pictures, magnitude, monkeypatch)
-        values = torch.full((len(pictures),), magnitude, dtype=torch.float64)
-        found = ours.operations[index](to_batch(pictures), values)
+        every = np.ones((1, len(pictures)))
+        draw = Draw(every.astype(int) * index, every * magnitude)
+        found = ours.apply(to_batch(pictures), draw)
         assert found.dtype == torch.uint8
         difference = np.abs(to_pictures(found).astype(int) - expected)
         assert difference.max() <= limits['most'], magnitude
