@@ -1,18 +1,21 @@
 """Colour operations of RandAugment on a batch, as mmcv computes them.
 
-A function takes images (B, 3, H, W) in uint8, in the order BGR, and one
-magnitude for each, and returns new images. An image's result does not depend
-on the others of its batch.
+A function of tables takes a magnitude for each image and returns what becomes
+of each value. The others take images (B, 3, H, W) in uint8, in the order BGR,
+and their magnitudes (B,), and return new images. An image's result does not
+depend on the others of its batch.
 
 Shape letters: B images, H W size, V the 256 values of a channel.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # Of OpenCV's conversion to grey, for B, G and R, in units of 2^-15.
 GREY_WEIGHTS = (3735, 19235, 9798)
+VALUES = np.arange(256)
 
 
 def look_up(images: Tensor, tables: Tensor) -> Tensor:
@@ -66,34 +69,34 @@ def equalize(images: Tensor, magnitudes: Tensor) -> Tensor:
     return look_up(images, torch.where(step > 0, tables, _values(images)))
 
 
-def invert(images: Tensor, magnitudes: Tensor) -> Tensor:
-    """Takes every value from 255."""
-    return 255 - images
+def invert(magnitudes: np.ndarray) -> np.ndarray:
+    """Tables (B, V) that take every value from 255."""
+    return np.tile(255 - VALUES, (len(magnitudes), 1))
 
 
-def posterize(images: Tensor, magnitudes: Tensor) -> Tensor:
-    """Keeps the highest bits; a magnitude is their number, rounded up."""
+def posterize(magnitudes: np.ndarray) -> np.ndarray:
+    """Tables (B, V) that keep the highest bits, so many, rounded up."""
     # No bit is left from 8 shifts on.
-    shifts = (8 - magnitudes.ceil().long()).clamp(0, 8)
-    shifts = _each(shifts, 3)
-    tables = (_values(images) >> shifts) << shifts
-    return look_up(images, tables)
+    shifts = (8 - np.ceil(magnitudes)).clip(0, 8).astype(int)[:, None]
+    return VALUES >> shifts << shifts
 
 
-def solarize(images: Tensor, magnitudes: Tensor) -> Tensor:
-    """Inverts the values from a threshold on."""
-    values = _values(images)
-    tables = torch.where(values < _each(magnitudes, 3), values, 255 - values)
-    return look_up(images, tables)
+def solarize(magnitudes: np.ndarray) -> np.ndarray:
+    """Tables (B, V) that invert the values from a threshold on."""
+    return np.where(VALUES < magnitudes[:, None], VALUES, 255 - VALUES)
 
 
-def solarize_add(
-    images: Tensor, magnitudes: Tensor, threshold: float = 128
-) -> Tensor:
-    """Adds the magnitude to the values below a threshold."""
-    values = _values(images)
-    raised = values + _each(magnitudes, 3)
-    return look_up(images, torch.where(values < threshold, raised, values))
+def solarize_add(magnitudes: np.ndarray, threshold: float = 128) -> np.ndarray:
+    """Tables (B, V) that add to the values below a threshold."""
+    raised = VALUES + magnitudes[:, None]
+    return np.where(VALUES < threshold, raised, VALUES)
+
+
+def brightness(magnitudes: np.ndarray) -> np.ndarray:
+    """Tables (B, V) that blend with black."""
+    factor = (1 + magnitudes).astype(np.float32)
+    # In the precision of OpenCV, whose results are cut off too.
+    return VALUES.astype(np.float32) * factor[:, None]
 
 
 def grey(images: Tensor) -> Tensor:
@@ -116,12 +119,6 @@ def contrast(images: Tensor, magnitudes: Tensor) -> Tensor:
     mean = grey(images).double().mean((1, 2, 3)).round()
     mean = _each(mean, 3).float()
     return look_up(images, _values(images) * factor + mean * (1 - factor))
-
-
-def brightness(images: Tensor, magnitudes: Tensor) -> Tensor:
-    """Blends with black."""
-    factor = 1 + _each(magnitudes, 3).float()
-    return look_up(images, _values(images) * factor)
 
 
 def sharpness(images: Tensor, magnitudes: Tensor) -> Tensor:

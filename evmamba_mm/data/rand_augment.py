@@ -16,16 +16,18 @@ from .transfer import to_device
 
 MODES = ('nearest', 'bilinear', 'bicubic')
 # Of mmpretrain's transforms, and their argument of a fixed magnitude.
-COLORS = {
-    'AutoContrast': (color.auto_contrast, None),
-    'Equalize': (color.equalize, None),
+TABLES = {
     'Invert': (color.invert, None),
     'Posterize': (color.posterize, 'bits'),
     'Solarize': (color.solarize, 'thr'),
     'SolarizeAdd': (color.solarize_add, 'magnitude'),
+    'Brightness': (color.brightness, 'magnitude'),
+}
+COLORS = {
+    'AutoContrast': (color.auto_contrast, None),
+    'Equalize': (color.equalize, None),
     'ColorTransform': (color.saturation, 'magnitude'),
     'Contrast': (color.contrast, 'magnitude'),
-    'Brightness': (color.brightness, 'magnitude'),
     'Sharpness': (color.sharpness, 'magnitude'),
 }
 WARPS = {'Rotate': 'angle', 'Shear': 'magnitude', 'Translate': 'magnitude'}
@@ -47,15 +49,33 @@ class Policy(NamedTuple):
     """One of mmpretrain's transforms, for batches.
 
     Attributes:
-        group: Policies of one group are applied together.
+        group: Policies of one group are applied together, by one function.
         parameters: From magnitudes (B,), height and width to the parameters
-            (B, 6) of the function.
+            of the function, (B, ...).
         function: From images (B, 3, H, W) and parameters to new images.
     """
 
     group: tuple
     parameters: Callable[[np.ndarray, int, int], np.ndarray]
     function: Callable[[Tensor, Tensor], Tensor]
+
+
+def _table_policy(name: str, transform: Any) -> Policy:
+    make = TABLES[name][0]
+    if name == 'SolarizeAdd':
+        make = functools.partial(make, threshold=transform.thr)
+
+    def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
+        return make(values).clip(0, 255).astype(np.uint8)[:, None]
+
+    return Policy(('table',), parameters, color.look_up)
+
+
+def _color_policy(name: str) -> Policy:
+    def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
+        return values
+
+    return Policy((name,), parameters, COLORS[name][0])
 
 
 def _warp_policy(name: str, transform: Any) -> Policy:
@@ -76,13 +96,8 @@ def _warp_policy(name: str, transform: Any) -> Policy:
     fill = tuple(np.broadcast_to(transform.pad_val, 3).tolist())
     mode = transform.interpolation
 
-    def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
-        return matrices(values, height, width).reshape(-1, 6)
-
-    def function(images: Tensor, parameters: Tensor) -> Tensor:
-        return geometry.warp(images, parameters.view(-1, 2, 3), fill, mode)
-
-    return Policy(('warp', fill, mode), parameters, function)
+    function = functools.partial(geometry.warp, fill=fill, mode=mode)
+    return Policy(('warp', fill, mode), matrices, function)
 
 
 def policy_of(transform: Any) -> Policy:
@@ -94,24 +109,15 @@ def policy_of(transform: Any) -> Policy:
     name = type(transform).__name__
     if name in WARPS:
         return _warp_policy(name, transform)
-    if name not in COLORS:
-        raise ValueError(
-            f'policies must be of {", ".join((*COLORS, *WARPS))} to be '
-            f"applied to batches, got {name}; mmpretrain's RandAugment in the "
-            'pipeline takes any'
-        )
-    change, threshold = COLORS[name][0], getattr(transform, 'thr', None)
-    if name == 'SolarizeAdd':
-        change = functools.partial(change, threshold=threshold)
-
-    def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
-        return np.tile(values[:, None], 6)
-
-    def function(images: Tensor, parameters: Tensor) -> Tensor:
-        return change(images, parameters[:, 0])
-
-    # Two of one type may differ in their thresholds.
-    return Policy((name, id(transform)), parameters, function)
+    if name in TABLES:
+        return _table_policy(name, transform)
+    if name in COLORS:
+        return _color_policy(name)
+    raise ValueError(
+        f'policies must be of {", ".join((*TABLES, *COLORS, *WARPS))} to be '
+        f"applied to batches, got {name}; mmpretrain's RandAugment in the "
+        'pipeline takes any'
+    )
 
 
 def _limits(transform: Any) -> tuple[float, float]:
@@ -119,7 +125,7 @@ def _limits(transform: Any) -> tuple[float, float]:
     if transform.magnitude_range is not None:
         return tuple(transform.magnitude_range)
     name = type(transform).__name__
-    argument = WARPS[name] if name in WARPS else COLORS[name][1]
+    argument = WARPS.get(name) or (TABLES | COLORS)[name][1]
     fixed = getattr(transform, argument) if argument else 0
     return fixed, fixed
 
@@ -130,7 +136,8 @@ class BatchRandAugment:
 
     It has the arguments and the distribution of mmpretrain's RandAugment,
     which reads the policies, so that the same dict serves both. The images of
-    one operation are changed together, and so are all that are warped.
+    one operation are changed together, as are all that are warped, and all
+    whose values a table changes.
 
     Args:
         policies: Name of a set, or a dict for each operation.
@@ -170,10 +177,9 @@ class BatchRandAugment:
         self.total = total_level
         transforms = list(stock)
         self.policies = [policy_of(each) for each in transforms]
-        functions = {each.group: each.function for each in self.policies}
-        self._functions = list(functions.values())
-        numbers = [list(functions).index(x.group) for x in self.policies]
-        self._group_of = np.array([*numbers, len(functions)])
+        self.groups = {}
+        for index, each in enumerate(self.policies):
+            self.groups.setdefault(each.group, []).append(index)
         self.limits = np.array([_limits(each) for each in transforms])
         self.prob = np.array([each.prob for each in transforms])
         self.negative = np.array(
@@ -204,38 +210,28 @@ class BatchRandAugment:
         policies = np.where(left_out, len(self.policies), policies)
         return Draw(policies, magnitudes.astype(np.float64))
 
-    def _parameters(self, draw: Draw, size: tuple[int, int]) -> np.ndarray:
-        """Parameters (S, B, 6) of the functions."""
-        found = np.zeros((*draw.policies.shape, 6))
-        for index, policy in enumerate(self.policies):
-            chosen = draw.policies == index
-            if chosen.any():
-                found[chosen] = policy.parameters(
-                    draw.magnitudes[chosen], *size
-                )
-        return found
-
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Return the batch (B, 3, H, W), changed as it was drawn."""
-        parameters = self._parameters(draw, images.shape[2:])
-        groups = self._group_of[draw.policies]
-        # The images of a group lie together.
-        orders = groups.argsort(1, kind='stable')
-        parameters = np.take_along_axis(parameters, orders[..., None], 1)
-        index = to_device(orders, images.device)
-        parameters = to_device(parameters, images.device)
         images = images.clone()
-        for step, drawn in enumerate(groups):
-            counts = np.bincount(drawn, minlength=len(self._functions))
-            ends = counts.cumsum()
-            # The last group is that of the images that stay as they are.
-            for function, count, end in zip(
-                self._functions, counts, ends, strict=False
-            ):
-                if count:
-                    own = index[step, end - count : end]
-                    values = parameters[step, end - count : end]
-                    images.index_copy_(0, own, function(images[own], values))
+        for policies, magnitudes in zip(*draw, strict=True):
+            for members in self.groups.values():
+                places, parameters = [], []
+                for index in members:
+                    (own,) = np.nonzero(policies == index)
+                    made = self.policies[index].parameters(
+                        magnitudes[own], *images.shape[2:]
+                    )
+                    places.append(own)
+                    parameters.append(made)
+                chosen = np.concatenate(places)
+                if not len(chosen):
+                    continue
+                own = to_device(chosen, images.device)
+                changed = self.policies[members[0]].function(
+                    images[own],
+                    to_device(np.concatenate(parameters), images.device),
+                )
+                images.index_copy_(0, own, changed)
         return images
 
     def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:

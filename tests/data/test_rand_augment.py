@@ -151,7 +151,7 @@ def test_a_gpu_gives_what_the_cpu_gives_without_waiting(pictures):
 @pytest.mark.parametrize(
     ('policy', 'message'),
     [
-        (dict(type='Cutout', shape=4), 'must be of AutoContrast'),
+        (dict(type='Cutout', shape=4), 'must be of Invert'),
         (dict(type='Rotate', angle=9, scale=2.0), 'about the centre alone'),
         (dict(type='Rotate', angle=9, interpolation='area'), 'interpolation'),
     ],
