@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
-from evmamba_mm.benchmark import timing
+from evmamba_mm.benchmark import data, timing
 
 from .tool import ROOT
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    monkeypatch.setattr(data, 'IMAGES', 4)
     monkeypatch.setattr(timing, 'WARM_UP', 1)
     monkeypatch.setattr(timing, 'REPEAT_SECONDS', 0)
     monkeypatch.chdir(ROOT)
