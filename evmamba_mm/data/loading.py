@@ -97,7 +97,8 @@ class LoadResizedCrop:
         buffer = np.frombuffer(content, np.uint8)
         shape = _jpeg_shape(content) if len(content) >= LARGE_FILE else None
         if shape is None:
-            image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
+            # OpenCV raises an error of its own for no bytes.
+            image = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if content else None
             _check(image, path)
             return image, self._stock.rand_crop_params(image), image.shape[:2]
         # It reads the shape alone.
@@ -134,7 +135,11 @@ def _jpeg_shape(content: bytes) -> tuple[int, int] | None:
     orientation = 0x0112
     if not content.startswith(b'\xff\xd8'):
         return None
-    with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
-        turned = image.getexif().get(orientation, 1) >= 5
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            turned = image.getexif().get(orientation, 1) >= 5
+    except (OSError, Image.DecompressionBombError):
+        # OpenCV has the last word on it.
+        return None
     return (width, height) if turned else (height, width)

@@ -1,4 +1,3 @@
-import io
 import tarfile
 
 import cv2
@@ -121,8 +120,11 @@ def test_a_tensor_is_packed_as_it_is(tmp_path):
     assert results[1].shape == (3, 32, 32)
 
 
-def test_what_is_no_image_is_named(tmp_path):
+@pytest.mark.parametrize('large', [0, 2**18])
+@pytest.mark.parametrize('content', [b'', b'no image', b'\xff\xd8 broken'])
+def test_what_is_no_image_is_named(tmp_path, monkeypatch, content, large):
+    monkeypatch.setattr(loading, 'LARGE_FILE', large)
     path = tmp_path / 'text.jpg'
-    path.write_bytes(io.BytesIO(b'no image').getvalue())
+    path.write_bytes(content)
     with pytest.raises(ValueError, match='text.jpg.* is no image'):
         LoadResizedCrop(32)(dict(img_path=str(path)))
