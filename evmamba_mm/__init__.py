@@ -8,8 +8,20 @@ compat.apply()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
+from .data import (  # noqa: E402
+    BatchRandAugment,
+    BatchRandomErasing,
+    BatchRandomFlip,
+    BatchRandomResizedCrop,
+    CachedDataset,
+    LoadResizedCrop,
+)
 from .data_preprocessor import BatchDataPreprocessor  # noqa: E402
-from .hooks import CUDAGraphHook, DeferredRuntimeInfoHook  # noqa: E402
+from .hooks import (  # noqa: E402
+    CUDAGraphHook,
+    DataWaitHook,
+    DeferredRuntimeInfoHook,
+)
 from .optim import (  # noqa: E402
     ForeachExponentialMovingAverage,
     GroupedOptimWrapperConstructor,
@@ -20,10 +32,17 @@ register_flop_handles()
 __all__ = [
     'ARCHS',
     'BatchDataPreprocessor',
+    'BatchRandAugment',
+    'BatchRandomErasing',
+    'BatchRandomFlip',
+    'BatchRandomResizedCrop',
     'CUDAGraphHook',
+    'CachedDataset',
+    'DataWaitHook',
     'DeferredRuntimeInfoHook',
     'EfficientVMamba',
     'ForeachExponentialMovingAverage',
     'GroupedOptimWrapperConstructor',
+    'LoadResizedCrop',
     '__version__',
 ]

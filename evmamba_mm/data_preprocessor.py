@@ -6,10 +6,12 @@ Shape letters: B images of a batch, C channels, H W size, K classes.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.dist import get_rank
 from mmengine.model import BaseDataPreprocessor
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, TRANSFORMS
 from torch import Tensor
 
 
@@ -28,7 +30,8 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
     It gives the same images and targets as mmpretrain's, but pads none: the
     images of a batch have one size. A pinned batch (``pin_memory=True`` of the
     loader) is copied to the GPU while the previous iteration still runs, and
-    labels become scores in one step.
+    labels become scores in one step. The images can be augmented there first,
+    while they are uint8 in the loader's order of channels.
 
     Args:
         mean: Of each channel; no normalisation where it is None.
@@ -38,10 +41,14 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         num_classes: K.
         batch_augments: Config of mmpretrain's RandomBatchAugment, which makes
             labels scores too.
+        image_augments: Configs of transforms of whole batches, such as
+            BatchRandAugment, applied in training, in this order. Chance comes
+            from torch's seed and the rank of the process.
 
     Raises:
-        ValueError: If one of mean and std is given alone, or the images of a
-            batch differ in their sizes.
+        ValueError: If one of mean and std is given alone, the images of a
+            batch differ in their sizes, or images to be augmented are not
+            (B, 3, H, W) in uint8.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         to_onehot: bool = False,
         num_classes: int | None = None,
         batch_augments: Mapping[str, Any] | None = None,
+        image_augments: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(non_blocking=True)
         if (mean is None) != (std is None):
@@ -61,6 +69,10 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         self.to_rgb = to_rgb
         self.num_classes = num_classes
         self.batch_augments = _batch_augments(batch_augments)
+        self.image_augments = [
+            TRANSFORMS.build(each) for each in image_augments or ()
+        ]
+        self._random: np.random.Generator | None = None
         self.to_onehot = to_onehot or self.batch_augments is not None
         if self.to_onehot and num_classes is None:
             raise ValueError('num_classes must be given to make scores')
@@ -73,14 +85,18 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
 
         Args:
             data: ``inputs``, images (B, C, H, W) or a list of (C, H, W), and
-                ``data_samples``, a list or None.
-            training: Whether batches are mixed.
+                ``data_samples``, a list or None, or in its place ``gt_label``
+                (B,).
+            training: Whether images are augmented and batches mixed.
 
         Returns:
             ``inputs``, images in fp32 on the model's device, and
             ``data_samples`` with their labels or scores there.
         """
-        images = self._images(data['inputs'])
+        images = self._images(data['inputs'], training)
+        if 'gt_label' in data:
+            samples, targets = self._labelled(data['gt_label'])
+            return self._mixed(images, samples, *targets, training)
         samples = data.get('data_samples')
         if not samples:
             return dict(inputs=images, data_samples=samples)
@@ -88,9 +104,23 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             # Of several tasks, whose labels mmpretrain moves alone, too.
             samples = self.cast_data(samples)
             return dict(inputs=images, data_samples=samples)
-        label, scores, counts = self._targets(samples)
+        targets = self._targets(samples)
+        return self._mixed(images, samples, *targets, training)
+
+    def _mixed(
+        self,
+        images: Tensor,
+        samples: Sequence[Any],
+        label: Tensor | None,
+        scores: Tensor | None,
+        counts: list[int],
+        training: bool,
+    ) -> dict:
+        """Mix the batch in training, and give each sample its own target."""
         if training and self.batch_augments is not None and scores is not None:
-            images, scores = self.batch_augments(images, scores)
+            # Its permutations are drawn there: to copy one would be a wait.
+            with images.device:
+                images, scores = self.batch_augments(images, scores)
         if label is not None:
             for sample, own in zip(samples, label.split(counts), strict=True):
                 sample.set_field(own, 'gt_label', dtype=Tensor)
@@ -98,6 +128,15 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             for sample, score in zip(samples, scores, strict=True):
                 sample.set_field(score, 'gt_score', dtype=Tensor)
         return dict(inputs=images, data_samples=samples)
+
+    def _labelled(self, label: Tensor) -> tuple[list[Any], tuple]:
+        """Samples of a batch that has labels (B,) alone, and the targets."""
+        from mmpretrain.structures import DataSample
+
+        samples = [DataSample() for _ in label]
+        label, counts = self.cast_data(label), [1] * len(samples)
+        scores = self._scores(label, counts) if self.to_onehot else None
+        return samples, (label, scores, counts)
 
     def _targets(
         self, samples: Sequence[Any]
@@ -115,7 +154,9 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             scores = self._scores(label, counts)
         return label, scores, counts
 
-    def _images(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+    def _images(
+        self, images: Tensor | Sequence[Tensor], training: bool
+    ) -> Tensor:
         if not isinstance(images, Tensor):
             shapes = {tuple(image.shape) for image in images}
             if len(shapes) > 1:
@@ -125,12 +166,30 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
                 )
             images = torch.stack(list(self.cast_data(images)))
         images = self.cast_data(images)
+        if training and self.image_augments:
+            images = self._augmented(images)
         if self.to_rgb and images.shape[1] == 3:
             images = images.flip(1)
         images = images.float()
         if self.mean is None:
             return images
         return (images - self.mean).div_(self.std)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.shape[1:2] != (3,):
+            raise ValueError(
+                'images must be (B, 3, H, W) in uint8 to be augmented, got '
+                f'{tuple(images.shape)} in {images.dtype}'
+            )
+        if self._random is None:
+            # Processes share a seed, unless diff_rank_seed is set.
+            seed = (torch.initial_seed() % 2**64, get_rank())
+            self._random = np.random.default_rng(seed)
+        # The training's precision is too low for 256 values.
+        with torch.autocast(images.device.type, enabled=False):
+            for augment in self.image_augments:
+                images = augment(images, self._random)
+        return images
 
     def _scores(self, label: Tensor, counts: list[int]) -> Tensor:
         """Scores (B, K) of images with one or several labels each."""

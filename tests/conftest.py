@@ -20,7 +20,8 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 MARKS = {
     'kernels': ('ops/triton', 'fast'),
     'hosts': (
-        *('apis', 'benchmark', 'compat', 'configs', 'demo', 'hooks'),
+        *('apis', 'benchmark', 'compat', 'configs', 'data', 'demo'),
+        'hooks',
         *('tools', 'test_packaging.py', 'test_registry.py'),
     ),
     'docs': ('docs',),

@@ -93,6 +93,81 @@ def test_soft_labels_equal_those_of_mmpretrain(hosts, with_label, training):
         assert a.keys() == b.keys()
 
 
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(num_classes=5, batch_augments=AUGMENTS)],
+    ids=['bare', 'mixed'],
+)
+def test_labels_may_come_as_one_tensor(hosts, options, training):
+    _, DataSample = hosts
+    labels = [1, 2, 0, 3]
+    listed = batch(DataSample, labels)
+    stacked = dict(inputs=listed['inputs'], gt_label=torch.tensor(labels))
+    found = []
+    for data in (listed, stacked):
+        np.random.seed(1)
+        torch.manual_seed(1)
+        found.append(BatchDataPreprocessor(**options)(data, training))
+    assert torch.equal(found[0]['inputs'], found[1]['inputs'])
+    for a, b in zip(*(x['data_samples'] for x in found), strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys():
+            assert torch.equal(a.get(key), b.get(key))
+
+
+FLIP = [dict(type='BatchRandomFlip', prob=0.5)]
+
+
+def test_images_are_augmented_in_training_alone(hosts):
+    _, DataSample = hosts
+    data = batch(DataSample, [0] * 16)
+    images = data['inputs'].float()
+    torch.manual_seed(0)
+    ours = BatchDataPreprocessor(image_augments=FLIP)
+    assert torch.equal(ours(dict(data), False)['inputs'], images)
+    found = [ours(dict(data), True)['inputs'] for _ in range(3)]
+    assert not torch.equal(found[0], found[1])
+    for result in found:
+        kept = (result == images).flatten(1).all(1)
+        mirrored = (result == images.flip(3)).flatten(1).all(1)
+        assert (kept ^ mirrored).all() and kept.any() and mirrored.any()
+    # Of the same seed comes the same training.
+    torch.manual_seed(0)
+    again = BatchDataPreprocessor(image_augments=FLIP)
+    for result in found:
+        assert torch.equal(again(dict(data), True)['inputs'], result)
+    assert copy.deepcopy(again)(dict(data), True)['inputs'].shape == (
+        images.shape
+    )
+
+
+def test_autocast_changes_no_image(hosts):
+    _, DataSample = hosts
+    crop = [dict(type='BatchRandomResizedCrop', scale=16)]
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        ours = BatchDataPreprocessor(image_augments=crop)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            found.append(ours(batch(DataSample, [0] * 4), True)['inputs'])
+    assert torch.equal(*found)
+
+
+def test_processes_augment_differently(hosts, monkeypatch):
+    _, DataSample = hosts
+    data = batch(DataSample, [0] * 32)
+    found = []
+    for rank in (0, 1):
+        torch.manual_seed(0)
+        monkeypatch.setattr(
+            'evmamba_mm.data_preprocessor.get_rank', lambda rank=rank: rank
+        )
+        ours = BatchDataPreprocessor(image_augments=FLIP)
+        found.append(ours(dict(data), True)['inputs'])
+    assert not torch.equal(*found)
+
+
 def test_images_without_labels(hosts):
     images = torch.ones(2, 3, 4, 4, dtype=torch.uint8)
     ours = BatchDataPreprocessor(mean=MEAN, std=STD)
@@ -109,3 +184,6 @@ def test_mistakes_are_named():
     images = [torch.ones(3, 4, 4), torch.ones(3, 5, 4)]
     with pytest.raises(ValueError, match='must have one size'):
         BatchDataPreprocessor()(dict(inputs=images))
+    augmenting = BatchDataPreprocessor(image_augments=FLIP)
+    with pytest.raises(ValueError, match='in uint8 to be augmented'):
+        augmenting(dict(inputs=torch.ones(2, 3, 4, 4)), True)

@@ -77,13 +77,20 @@ ROOMS = {
         within=('datasets',),
         outside=('numpy', 'scipy', 'sklearn', 'PIL', 'cv2'),
     ),
+    'data': Room(
+        within=('data',),
+        outside=(
+            *('numpy', 'torch', 'mmengine', 'rich', 'cv2', 'PIL'),
+            'mmpretrain',
+        ),
+    ),
     'graphs': Room(within=('graphs', 'ops'), outside=('torch',)),
     'hooks': Room(within=('graphs', 'hooks'), outside=('torch', 'mmengine')),
     'optim': Room(within=('optim',), outside=('torch', 'mmengine')),
     'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
     'data_preprocessor': Room(
-        within=(), outside=('torch', 'mmengine', 'mmpretrain')
+        within=(), outside=('numpy', 'torch', 'mmengine', 'mmpretrain')
     ),
     'analysis': Room(
         within=('analysis', 'apis', 'backbones', 'ops'),
@@ -103,7 +110,7 @@ ROOMS = {
             *('ops', 'ops/scan'),
         ),
         outside=(
-            *('torch', 'mmengine', 'mmcv', 'rich', 'timm'),
+            *('torch', 'mmengine', 'mmcv', 'cv2', 'rich', 'timm'),
             *('mmdet', 'mmpretrain'),
         ),
     ),
@@ -118,6 +125,7 @@ ROOMS = {
             'analysis',
             'backbones',
             'compat',
+            'data',
             'data_preprocessor',
             'hooks',
             'log',

@@ -62,10 +62,17 @@ def random_batches(config, size, pinned):
     count = config.train_dataloader.batch_size
     classes = config.model.head.num_classes
 
+    collate = config.train_dataloader.get('collate_fn', {}).get('type')
+
     def batch():
         images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
+        labels = torch.arange(count) % classes
+        if pinned:
+            images, labels = images.pin_memory(), labels.pin_memory()
+        if collate in ('stack_samples', 'whole_batch'):
+            return dict(inputs=images, gt_label=labels)
         return dict(
-            inputs=images.pin_memory() if pinned else images,
+            inputs=images,
             data_samples=[
                 DataSample().set_gt_label(i % classes) for i in range(count)
             ],

@@ -1,8 +1,6 @@
 """The benchmark tool, on tiny sizes: what it does, never how fast it is."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,25 +17,13 @@ from evmamba_mm.benchmark import (
     timing,
 )
 
+from .tool import ROOT, benchmark, run
+
 for host in ('mmdet', 'mmpretrain'):
     pytest.importorskip(host, reason=f'{host} is not installed')
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device('cpu')
 ATTO = 'EfficientVMamba:atto'
-
-
-SCRIPT = ROOT / 'tools' / 'analysis_tools' / 'benchmark.py'
-spec = importlib.util.spec_from_file_location('benchmark_tool', SCRIPT)
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(timing, 'WARM_UP', 1)
-    monkeypatch.setattr(timing, 'REPEAT_SECONDS', 0)
-    monkeypatch.chdir(ROOT)
 
 
 def row(model='a:b', mode='eager', phase='inference', ms=4.0, **changes):
@@ -54,10 +40,6 @@ def row(model='a:b', mode='eager', phase='inference', ms=4.0, **changes):
     return rows.Row(
         model=model, mode=mode, phase=phase, ms=ms, **values | changes
     )
-
-
-def run(*argv):
-    return benchmark.main([*map(str, argv)])
 
 
 def test_columns_are_those_that_are_promised():
@@ -313,20 +295,6 @@ def test_deployed_keeps_what_the_scan_reads_precise():
     mixer = made.backbone.stages[0][0].mixer
     assert mixer.in_proj.weight.dtype == torch.bfloat16
     assert mixer.A_logs.dtype == mixer.Ds.dtype == torch.float32
-
-
-@pytest.fixture
-def toy(tmp_path):
-    path = tmp_path / 'toy.py'
-    base = ROOT / 'configs/mmpretrain/evmamba-tiny_16xb128-amp-300e_in1k.py'
-    path.write_text(
-        f"_base_ = '{base}'\n"
-        "model = dict(backbone=dict(arch='atto'),\n"
-        '             head=dict(in_channels=128))\n'
-        "optim_wrapper = dict(type='OptimWrapper')\n"
-        'train_dataloader = dict(batch_size=2)\n'
-    )
-    return path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')

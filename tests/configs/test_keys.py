@@ -35,14 +35,24 @@ VARIABLES = {
     'crop_size',
     'data_root',
     'dataset_type',
+    'cached',
+    'classes',
     'enhance',
+    'epochs',
+    'erasing',
+    'image_pipeline',
+    'images',
     'img_ratios',
+    'in_memory',
     'norm_cfg',
     'optimizer',
     'pixel_mean',
     'pixel_std',
     'policies',
+    'rand_augment',
     'scales',
+    'size',
+    'stored_size',
     'test_pipeline',
     'train_pipeline',
     'vis_backends',
@@ -92,7 +102,8 @@ def test_data(part, config):
     loader = config[f'{part}_dataloader']
     # No file is read before the first item is asked for.
     dataset = DATASETS.build({**loader.pop('dataset'), 'lazy_init': True})
-    assert len(dataset.pipeline.transforms) > 1
+    held = getattr(dataset, 'dataset', dataset)
+    assert len(held.pipeline.transforms) > 1
     DATA_SAMPLERS.build(
         loader.pop('sampler'), default_args=dict(dataset=range(4), seed=0)
     )

@@ -25,7 +25,7 @@ STANDARD_WIDTHS = {
     'upernet-std': 512,
 }
 DETECTORS = {'RetinaNet': 'retinanet', 'MaskRCNN': 'mask-rcnn'}
-EPOCHS = {'1x': 12, '3x': 36, '300e': 300}
+EPOCHS = {'1x': 12, '3x': 36, '100e': 100, '300e': 300}
 
 
 def test_there_is_a_config_for_every_row_of_the_tables():
@@ -66,8 +66,8 @@ def test_other_tricks(leaf, config):
     tricks = [t for t in read_name(leaf).tricks if t != 'amp']
     legal = {'mmpretrain': [[], ['paper']], 'mmdet': [[], ['ms', 'crop']]}
     assert tricks in legal.get(LEAVES[leaf].parent.name, [[]])
-    text = str(config.train_dataloader.dataset.pipeline)
     if LEAVES[leaf].parent.name == 'mmdet':
+        text = str(config.train_dataloader.dataset.pipeline)
         assert ('ms' in tricks) == ('RandomChoiceResize' in text)
         assert ('crop' in tricks) == ('RandomCrop' in text)
     if LEAVES[leaf].parent.name == 'mmpretrain':
@@ -78,17 +78,29 @@ def test_other_tricks(leaf, config):
 
 
 def test_dataset(leaf, config):
-    types = {'in1k': 'ImageNet', 'coco': 'CocoDataset', 'ade20k': 'ADE20K'}
+    types = {
+        'in1k': 'ImageNet',
+        'coco': 'CocoDataset',
+        'ade20k': 'ADE20K',
+        'tin50': 'CustomDataset',
+    }
     expected = types[read_name(leaf).dataset]
     for part in ('train', 'val', 'test'):
         dataset = config[f'{part}_dataloader'].dataset
+        dataset = dataset.get('dataset', dataset)
         assert dataset.type.startswith(expected)
 
 
 def test_crop(leaf, config):
     crop = read_name(leaf).crop
     if LEAVES[leaf].parent.name != 'mmseg':
-        assert crop is None
+        augments = config.get('data_preprocessor', {}).get('image_augments')
+        crops = [
+            tuple(augment.scale)
+            for augment in augments or ()
+            if augment.type == 'BatchRandomResizedCrop'
+        ]
+        assert crops == ([] if crop is None else [crop])
         return
     pipeline = config.train_dataloader.dataset.pipeline
     (random_crop,) = (t for t in pipeline if t.type == 'RandomCrop')

@@ -207,7 +207,7 @@ def test_training_pipeline(leaf, config, stored):
 
 @run_with(CLASSIFIER)
 def test_strength_of_the_augmentation(config):
-    pipeline = config.train_dataloader.dataset.pipeline
+    pipeline = config.image_pipeline
     (settings,) = (t for t in pipeline if t.type == 'RandAugment')
     assert (settings.magnitude_level, settings.magnitude_std) == (9, 0.5)
     settings.magnitude_std = 0
@@ -232,6 +232,34 @@ def test_strength_of_the_augmentation(config):
             'Translate': 9 / 10 * 0.45,
         }
     )
+
+
+@run_with(CLASSIFIER)
+def test_batches_get_what_images_would(config):
+    """Workers and the data preprocessor share what one pipeline says."""
+    loaded, crop, flip, augment, erase, packed = config.image_pipeline
+    load, pack = config.train_dataloader.dataset.pipeline
+    assert (crop.backend, crop.interpolation) == ('pillow', 'bicubic')
+    assert (load.type, load.scale) == ('LoadResizedCrop', crop.scale)
+    assert pack == packed
+    ours = config.data_preprocessor.image_augments
+    assert [x.pop('type') for x in ours] == [
+        'BatchRandomFlip',
+        'BatchRandAugment',
+        'BatchRandomErasing',
+    ]
+    flip.pop('direction')
+    for stock, batch in zip((flip, augment, erase), ours, strict=True):
+        stock.pop('type')
+        assert stock == batch
+
+
+@run_with(CLASSIFIER)
+def test_the_pipeline_of_images_runs(config, stored):
+    pipeline = TRANSFORMS.build(
+        dict(type='Compose', transforms=config.image_pipeline)
+    )
+    assert pipeline(stored)['inputs'].shape == (3, 224, 224)
 
 
 @run_with(CLASSIFIER, RETINANET, MASK_RCNN, UPERNET)

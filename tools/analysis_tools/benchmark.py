@@ -1,9 +1,11 @@
-"""Measures speed and memory: models, the scan, a detector, an iteration.
+"""Measures speed and memory: models, scan, detector, iteration, data.
 
 Rows go into a CSV file, of which `table` makes a Markdown table.
 """
 
 import argparse
+import itertools
+import math
 import shlex
 import signal
 import sys
@@ -49,6 +51,7 @@ def parse_args(argv=None):
     add_scans(tasks)
     add_detection(tasks)
     add_iteration(tasks)
+    add_data(tasks)
     for task in tasks.choices.values():
         add_measuring(task)
     add_table(tasks)
@@ -168,6 +171,29 @@ def add_iteration(tasks):
     add_choices(parser, '--mode', ITERATION_MODES, ['config'])
 
 
+def add_data(tasks):
+    parser = tasks.add_parser(
+        'data',
+        help="a config's training pipeline by step, on one core, and its data "
+        'preprocessor on the device',
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help='for a classifier a folder of class folders, otherwise the '
+        "config's data_root (default: the config's own data)",
+    )
+    parser.add_argument(
+        '--pipeline',
+        nargs='+',
+        default=['config'],
+        metavar='NAME',
+        help='lists of the config to measure; config is that of its training '
+        'data (default: config)',
+    )
+
+
 def add_table(tasks):
     parser = tasks.add_parser('table', help='a Markdown table of the rows')
     parser.add_argument('rows', type=Path, metavar='FILE.csv')
@@ -231,30 +257,36 @@ def classifiers(args, session):
         print('\n'.join(classifiers.growth(session.rows)))
 
 
-def measure(args, command):
-    from evmamba_mm.benchmark import (
-        detection,
-        iteration,
-        models,
-        rows,
-        scans,
-    )
-    from evmamba_mm.benchmark.session import Session
+def check_files(configs, folder=None):
+    for config in configs:
+        if not Path(config).is_file():
+            raise ValueError(f'there is no config {config!r}')
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f'--data {folder!r} is no folder')
 
-    device = device_of(args.device)
-    if args.csv is not None and args.csv.is_file():
-        rows.read(args.csv)
-    pairs = scans.default_backends(device)
+
+def check_and_count(args, device):
+    """Refuses what is wrong before anything runs; returns how much there is.
+
+    For the scan also the pairs of scan and backend.
+    """
+    from evmamba_mm.benchmark import data, detection, iteration, models, scans
+
+    pairs = None
     if args.task == 'op':
+        pairs = scans.default_backends(device)
         if args.scan:
             pairs = [scans.check_pair(text) for text in args.scan]
         for shape in args.shape:
             scans.step_of(shape[1])
         cases = (pairs, args.shape, args.dtype, args.phase)
+    elif args.task == 'data':
+        check_files(args.configs, args.data)
+        pipelines = itertools.product(args.configs, args.pipeline)
+        counts = [len(data.phases(c, args.data, p)) for c, p in pipelines]
+        return sum(counts), pairs
     elif args.task in ('detection', 'iteration'):
-        for config in args.configs:
-            if not Path(config).is_file():
-                raise ValueError(f'there is no config {config!r}')
+        check_files(args.configs)
         task = dict(detection=detection, iteration=iteration)[args.task]
         cases = (args.configs, args.mode, task.PHASES)
     else:
@@ -262,12 +294,20 @@ def measure(args, command):
             models.split_name(name)
         cases = (args.models, args.batch, args.size)
         cases += (args.dtype, args.mode, args.phase)
-    total = 1
-    for values in cases:
-        total *= len(values)
+    return math.prod(map(len, cases)), pairs
+
+
+def measure(args, command):
+    from evmamba_mm.benchmark import data, detection, iteration, rows, scans
+    from evmamba_mm.benchmark.session import Session
+
+    device = device_of(args.device)
+    if args.csv is not None and args.csv.is_file():
+        rows.read(args.csv)
+    total, pairs = check_and_count(args, device)
     with Session(device, args.repeats, args.csv, command, total) as session:
         if args.task == 'op':
-            scans.run(session, *cases)
+            scans.run(session, pairs, args.shape, args.dtype, args.phase)
         elif args.task == 'detection':
             detection.run(
                 session,
@@ -279,6 +319,8 @@ def measure(args, command):
             )
         elif args.task == 'iteration':
             iteration.run(session, args.configs, args.mode, args.random)
+        elif args.task == 'data':
+            data.run(session, args.configs, args.data, args.pipeline)
         else:
             classifiers(args, session)
     if session.failures:

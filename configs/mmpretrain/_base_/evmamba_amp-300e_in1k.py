@@ -52,7 +52,41 @@ policies = [
     dict(type='Translate', magnitude_range=(0, 0.45), direction='horizontal'),
     dict(type='Translate', magnitude_range=(0, 0.45), direction='vertical'),
 ]
+rand_augment = dict(
+    policies=policies,
+    num_policies=2,
+    total_level=10,
+    magnitude_level=9,
+    magnitude_std=0.5,
+    hparams=dict(
+        pad_val=[round(value) for value in pixel_mean],
+        interpolation='bicubic',
+    ),
+)
+erasing = dict(
+    erase_prob=0.25,
+    mode='rand',
+    min_area_ratio=0.02,
+    max_area_ratio=1 / 3,
+    fill_color=pixel_mean,
+    fill_std=pixel_std,
+)
+# Workers load crops; the rest is done for whole batches, where the model is.
 train_pipeline = [
+    dict(type='LoadResizedCrop', scale=224, as_tensor=True),
+    dict(type='PackInputs'),
+]
+data_preprocessor = dict(
+    type='BatchDataPreprocessor',
+    image_augments=[
+        dict(type='BatchRandomFlip', prob=0.5),
+        dict(type='BatchRandAugment', **rand_augment),
+        dict(type='BatchRandomErasing', **erasing),
+    ],
+)
+# The same recipe by mmpretrain's transforms, an image at a time. It needs
+# image_augments=None above, and the loader's collate_fn 'pseudo_collate'.
+image_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
         type='RandomResizedCrop',
@@ -61,36 +95,17 @@ train_pipeline = [
         interpolation='bicubic',
     ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies=policies,
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(
-            pad_val=[round(value) for value in pixel_mean],
-            interpolation='bicubic',
-        ),
-    ),
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=pixel_mean,
-        fill_std=pixel_std,
-    ),
+    dict(type='RandAugment', **rand_augment),
+    dict(type='RandomErasing', **erasing),
     dict(type='PackInputs'),
 ]
 # The host's test pipeline is the recipe's: short edge to 256, bicubic, then
 # the centre 224.
-data_preprocessor = dict(type='BatchDataPreprocessor')
 train_dataloader = dict(
     batch_size=128,
     drop_last=True,
     pin_memory=True,
+    collate_fn=dict(type='stack_samples'),
     dataset=dict(pipeline=train_pipeline),
 )
 
@@ -147,6 +162,7 @@ custom_hooks = [
 ]
 default_hooks = dict(
     runtime_info=dict(type='DeferredRuntimeInfoHook'),
+    data_wait=dict(type='DataWaitHook'),
     checkpoint=dict(max_keep_ckpts=2, save_best='accuracy/top1'),
 )
 # Without _delete_ a key of the base would reach the visualizer as an argument.

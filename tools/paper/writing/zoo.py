@@ -23,6 +23,7 @@ DATASETS = {
     'coco': 'COCO',
     'ade20k': 'ADE20K',
     'digits': 'digits',
+    'tin50': 'Tiny-ImageNet, every fourth class',
 }
 # The metrics of a table's columns, and the task that they measure.
 METRICS = {

@@ -1,0 +1,239 @@
+"""RandAugment on a batch, each image with operations of its own.
+
+Shape letters: B images, P policies, S operations one after the other.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.registry import TRANSFORMS
+from torch import Tensor
+
+from . import color, geometry
+from .transfer import to_device
+
+MODES = ('nearest', 'bilinear', 'bicubic')
+# Of mmpretrain's transforms, and their argument of a fixed magnitude.
+TABLES = {
+    'Invert': (color.invert, None),
+    'Posterize': (color.posterize, 'bits'),
+    'Solarize': (color.solarize, 'thr'),
+    'SolarizeAdd': (color.solarize_add, 'magnitude'),
+    'Brightness': (color.brightness, 'magnitude'),
+}
+COLORS = {
+    'AutoContrast': (color.auto_contrast, None),
+    'Equalize': (color.equalize, None),
+    'ColorTransform': (color.saturation, 'magnitude'),
+    'Contrast': (color.contrast, 'magnitude'),
+    'Sharpness': (color.sharpness, 'magnitude'),
+}
+WARPS = {'Rotate': 'angle', 'Shear': 'magnitude', 'Translate': 'magnitude'}
+
+
+class Draw(NamedTuple):
+    """What happens to a batch.
+
+    Attributes:
+        policies: (S, B), the policy of each operation; P is none.
+        magnitudes: (S, B), in the unit of the policy.
+    """
+
+    policies: np.ndarray
+    magnitudes: np.ndarray
+
+
+class Policy(NamedTuple):
+    """One of mmpretrain's transforms, for batches.
+
+    Attributes:
+        group: Policies of one group are applied together, by one function.
+        parameters: From magnitudes (B,), height and width to the parameters
+            of the function, (B, ...).
+        function: From images (B, 3, H, W) and parameters to new images.
+    """
+
+    group: tuple
+    parameters: Callable[[np.ndarray, int, int], np.ndarray]
+    function: Callable[[Tensor, Tensor], Tensor]
+
+
+def _table_policy(name: str, transform: Any) -> Policy:
+    make = TABLES[name][0]
+    if name == 'SolarizeAdd':
+        make = functools.partial(make, threshold=transform.thr)
+
+    def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
+        return make(values).clip(0, 255).astype(np.uint8)[:, None]
+
+    return Policy(('table',), parameters, color.look_up)
+
+
+def _color_policy(name: str) -> Policy:
+    def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
+        return values
+
+    return Policy((name,), parameters, COLORS[name][0])
+
+
+def _warp_policy(name: str, transform: Any) -> Policy:
+    if transform.interpolation not in MODES:
+        raise ValueError(
+            f'interpolation of {name} must be one of {", ".join(MODES)}, got '
+            f'{transform.interpolation!r}'
+        )
+    matrices = geometry.rotations
+    if name != 'Rotate':
+        made = dict(Shear=geometry.shears, Translate=geometry.translations)
+        matrices = functools.partial(made[name], direction=transform.direction)
+    elif (transform.center, transform.scale) != (None, 1):
+        raise ValueError(
+            'Rotate turns whole batches about the centre alone, got '
+            f'center={transform.center}, scale={transform.scale}'
+        )
+    fill = tuple(np.broadcast_to(transform.pad_val, 3).tolist())
+    mode = transform.interpolation
+
+    function = functools.partial(geometry.warp, fill=fill, mode=mode)
+    return Policy(('warp', fill, mode), matrices, function)
+
+
+def policy_of(transform: Any) -> Policy:
+    """Return what one of mmpretrain's transforms is for a batch.
+
+    Raises:
+        ValueError: If it cannot be applied to a batch.
+    """
+    name = type(transform).__name__
+    if name in WARPS:
+        return _warp_policy(name, transform)
+    if name in TABLES:
+        return _table_policy(name, transform)
+    if name in COLORS:
+        return _color_policy(name)
+    raise ValueError(
+        f'policies must be of {", ".join((*TABLES, *COLORS, *WARPS))} to be '
+        f"applied to batches, got {name}; mmpretrain's RandAugment in the "
+        'pipeline takes any'
+    )
+
+
+def _limits(transform: Any) -> tuple[float, float]:
+    """Magnitudes at level 0 and at the highest."""
+    if transform.magnitude_range is not None:
+        return tuple(transform.magnitude_range)
+    name = type(transform).__name__
+    argument = WARPS.get(name) or (TABLES | COLORS)[name][1]
+    fixed = getattr(transform, argument) if argument else 0
+    return fixed, fixed
+
+
+@TRANSFORMS.register_module()
+class BatchRandAugment:
+    """Change each image of a batch by operations drawn for it.
+
+    It has the arguments and the distribution of mmpretrain's RandAugment,
+    which reads the policies, so that the same dict serves both. The images of
+    one operation are changed together, as are all that are warped, and all
+    whose values a table changes.
+
+    Args:
+        policies: Name of a set, or a dict for each operation.
+        num_policies: S.
+        magnitude_level: Level of all magnitudes.
+        magnitude_std: Standard deviation of an image's level, or 'inf' for
+            levels between 0 and this one.
+        total_level: The highest level.
+        hparams: Arguments of the policies that take them.
+
+    Raises:
+        ValueError: If an operation cannot be applied to a batch.
+    """
+
+    def __init__(
+        self,
+        policies: str | Sequence[Mapping[str, Any]],
+        num_policies: int,
+        magnitude_level: float,
+        magnitude_std: float | str = 0.0,
+        total_level: float = 10,
+        hparams: Mapping[str, Any] | None = None,
+    ) -> None:
+        from mmpretrain.datasets.transforms import RandAugment
+
+        stock = RandAugment(
+            policies,
+            num_policies,
+            magnitude_level,
+            magnitude_std,
+            total_level,
+            dict(pad_val=128) if hparams is None else hparams,
+        )
+        self.num_policies = num_policies
+        self.level = magnitude_level
+        self.std = magnitude_std
+        self.total = total_level
+        transforms = list(stock)
+        self.policies = [policy_of(each) for each in transforms]
+        self.groups = {}
+        for index, each in enumerate(self.policies):
+            self.groups.setdefault(each.group, []).append(index)
+        self.limits = np.array([_limits(each) for each in transforms])
+        self.prob = np.array([each.prob for each in transforms])
+        self.negative = np.array(
+            [each.random_negative_prob for each in transforms]
+        )
+
+    def draw(self, count: int, random: np.random.Generator) -> Draw:
+        """Draw the operations of a batch.
+
+        Args:
+            count: B.
+            random: Where chance comes from.
+        """
+        shape = (self.num_policies, count)
+        policies = random.integers(len(self.policies), size=shape)
+        if self.std == 'inf':
+            levels = random.uniform(0, self.level, shape)
+        elif self.std > 0:
+            levels = random.normal(self.level, self.std, shape)
+            levels = levels.clip(0, self.total)
+        else:
+            levels = np.full(shape, self.level)
+        low, high = np.moveaxis(self.limits[policies], -1, 0)
+        magnitudes = levels / self.total * (high - low) + low
+        signs = random.random(shape) < self.negative[policies]
+        magnitudes = np.where(signs, -magnitudes, magnitudes)
+        left_out = random.random(shape) > self.prob[policies]
+        policies = np.where(left_out, len(self.policies), policies)
+        return Draw(policies, magnitudes.astype(np.float64))
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Return the batch (B, 3, H, W), changed as it was drawn."""
+        images = images.clone()
+        for policies, magnitudes in zip(*draw, strict=True):
+            for members in self.groups.values():
+                places, parameters = [], []
+                for index in members:
+                    (own,) = np.nonzero(policies == index)
+                    made = self.policies[index].parameters(
+                        magnitudes[own], *images.shape[2:]
+                    )
+                    places.append(own)
+                    parameters.append(made)
+                chosen = np.concatenate(places)
+                if not len(chosen):
+                    continue
+                own = to_device(chosen, images.device)
+                changed = self.policies[members[0]].function(
+                    images[own],
+                    to_device(np.concatenate(parameters), images.device),
+                )
+                images.index_copy_(0, own, changed)
+        return images
+
+    def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:
+        """Return the batch (B, 3, H, W), each image changed by chance."""
+        return self.apply(images, self.draw(len(images), random))
