@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
+from ..arguments import checked
 from .predictors import Outcome, Predictor, build_predictor, predictions
 from .weights import find_meta, load_weights
 
 
+@checked
 def load_predictor(
     config: Config | str | Path,
     checkpoint: str | None = None,
@@ -54,6 +56,7 @@ def give_weights(
     predictor.use_meta(meta)
 
 
+@checked
 def predict(
     predictor: Predictor,
     images: Sequence[str | Path | np.ndarray],
@@ -77,6 +80,7 @@ def predict(
     return predictions(items, predictor, batch_size)
 
 
+@checked
 def predict_files(
     predictor: Predictor,
     path: str | Path,

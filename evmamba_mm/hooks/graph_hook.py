@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..arguments import checked
 from ..graphs import (
     autocast_dtype,
     check_training,
@@ -59,6 +60,7 @@ class CUDAGraphHook(Hook):
             wrapper other than DistributedDataParallel holds the model.
     """
 
+    @checked
     def __init__(
         self,
         module: str = 'backbone',
@@ -70,11 +72,6 @@ class CUDAGraphHook(Hook):
             raise ValueError(
                 f'module must be a path such as backbone, got {module!r}'
             )
-        for name, value in (('shapes', shapes), ('repeats', repeats)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} must be at least 1, got {value!r}')
-        if not isinstance(strict, bool):
-            raise ValueError(f'strict must be True or False, got {strict!r}')
         self.module = module
         self.shapes = shapes
         self.repeats = repeats
