@@ -8,8 +8,9 @@ import torch
 from mmengine.config import Config
 
 from ..arguments import checked
+from .limits import not_finite
 from .predictors import Outcome, Predictor, build_predictor, predictions
-from .weights import find_meta, load_weights
+from .weights import find_meta, load_weights, say
 
 
 @checked
@@ -50,6 +51,12 @@ def give_weights(
     The arguments and the errors are those of :func:`load_predictor`.
     """
     stored = load_weights(predictor.model, cfg, checkpoint)
+    bad = list(not_finite(predictor.model))
+    if bad:
+        say(
+            f'WARNING: {len(bad)} weights hold infinities or NaN, and no '
+            f'prediction means anything: {", ".join(bad[:3])}'
+        )
     meta = find_meta(
         predictor.model, stored, cfg, predictor.datasets, distinct
     )
