@@ -199,18 +199,34 @@ class CUDAGraphHook(Hook):
             self._handle.remove()
             self._handle = None
 
+    def _give_up(self, error: Exception) -> None:
+        """Raise, or go on without graphs."""
+        if self.strict:
+            raise error
+        _logger.warning('training without CUDA graphs: %s', error)
+        self._stop_counting()
+        remove_graphs(self._part)
+        self._part = None
+
     def _capture(self, call: _Call) -> None:
         start = time.perf_counter()
         image = torch.zeros(call.shape, dtype=call.dtype, device=call.device)
         try:
             graph_training(self._part, image, call.autocast)
+        except torch.OutOfMemoryError as error:
+            self._give_up(
+                RuntimeError(
+                    f'there is too little memory to capture {self.module} for '
+                    f'images of {call}: lower the batch size of the '
+                    "train_dataloader or the hook's shapes, or remove the hook"
+                    f'. {str(error).partition(". ")[0]}'
+                )
+            )
+            # What the capture had taken is free for other shapes.
+            torch.cuda.empty_cache()
+            return
         except (RuntimeError, ValueError) as error:
-            if self.strict:
-                raise
-            _logger.warning('training without CUDA graphs: %s', error)
-            self._stop_counting()
-            remove_graphs(self._part)
-            self._part = None
+            self._give_up(error)
             return
         self._captured.add(call)
         _logger.info(
