@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, ParamSpec, TypeVar
@@ -153,6 +154,12 @@ def check_floats(name: str, value: Tensor) -> None:
         )
 
 
+def check_path(name: str, value: str | os.PathLike | None) -> None:
+    """Refuse what is neither a path nor, where it may be absent, None."""
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise ValueError(f'{name} must be a path, got {value!r}')
+
+
 def check_mapping(name: str, value: Mapping) -> None:
     """Refuse what is no dict, with a ValueError."""
     if not isinstance(value, Mapping):
@@ -198,9 +205,16 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(
         (
             *('batch_size', 'channels', 'd_conv', 'd_state', 'expand_ratio'),
-            *('hidden', 'img_size', 'in_channels', 'interval', 'limit'),
+            *(
+                'height',
+                'hidden',
+                'img_size',
+                'in_channels',
+                'interval',
+                'limit',
+            ),
             *('inverted_expand_ratio', 'out_channels', 'parameter_sets'),
-            *('patch_size', 'repeats', 'shapes'),
+            *('patch_size', 'repeats', 'shapes', 'width'),
         ),
         check_size,
     ),
@@ -218,6 +232,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
         check_switch,
     ),
     **dict.fromkeys(('backend', 'scan_backend'), check_backend),
+    **dict.fromkeys(('checkpoint', 'out_dir', 'path'), check_path),
     **dict.fromkeys(('mean', 'std'), check_channel_values),
     **dict.fromkeys(('mixer', 'model'), check_module),
     'act': check_factory,

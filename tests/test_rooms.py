@@ -99,7 +99,7 @@ ROOMS = {
         outside=('torch', 'mmengine', 'mmpretrain'),
     ),
     'analysis': Room(
-        within=('analysis', 'apis', 'backbones', 'ops'),
+        within=('analysis', 'apis', 'arguments', 'backbones', 'ops'),
         outside=('numpy', 'torch', 'mmengine'),
     ),
     # The hosts and what draws are imported when they are asked for.

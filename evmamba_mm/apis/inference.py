@@ -35,6 +35,10 @@ def load_predictor(
             does not fit the model.
     """
     if not isinstance(config, Config):
+        if not isinstance(config, str | Path):
+            raise ValueError(
+                f'config must be a Config or a path, got {config!r}'
+            )
         config = Config.fromfile(config)
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -41,6 +41,8 @@ def build_predictor(cfg: Config, device: str) -> 'Predictor':
     Raises:
         ValueError: If the config is of no known host, or lacks a key.
     """
+    if not isinstance(cfg, Config):
+        raise ValueError(f'cfg must be a Config, got {cfg!r}')
     host = cfg.get('default_scope')
     if host not in HOSTS:
         raise ValueError(

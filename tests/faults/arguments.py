@@ -74,6 +74,10 @@ def map_tensors() -> dict[str, torch.Tensor]:
     )
 
 
+def call_a_backbone(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return evmamba_mm.EfficientVMamba('atto')(image)
+
+
 BACKBONE = dict(
     init_cfg=(None, [], ()),
     with_cp=(True,),
@@ -196,9 +200,7 @@ TARGETS = (
         takes=dict(dtype=(None,)),
     ),
     Target(
-        backbone_of_an_image := lambda image: evmamba_mm.EfficientVMamba(
-            'atto'
-        )(image),
+        call_a_backbone,
         dict(image=torch.ones(1, 3, 32, 32)),
     ),
 )
