@@ -14,13 +14,20 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS, TRANSFORMS
 from torch import Tensor
 
+from .arguments import checked
+
 
 def _batch_augments(config: Mapping[str, Any] | None):
     if not config:
         return None
     from mmpretrain.models.utils.batch_augments import RandomBatchAugment
 
-    return RandomBatchAugment(**config)
+    try:
+        return RandomBatchAugment(**config)
+    except (TypeError, AssertionError, KeyError) as error:
+        raise ValueError(
+            f'batch_augments={config!r} cannot be built: {error}'
+        ) from None
 
 
 @MODELS.register_module()
@@ -51,6 +58,7 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             (B, 3, H, W) in uint8.
     """
 
+    @checked
     def __init__(
         self,
         mean: Sequence[float] | None = None,

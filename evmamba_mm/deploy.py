@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .arguments import checked
 from .backbones import EfficientVMamba
 from .fast.standard import is_untouched
 from .layers import DropPath, EVSSBlock, InvertedResidual
@@ -70,6 +71,7 @@ def _fuse_backbone(
                 layer.to(dtype)
 
 
+@checked
 def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Copy of a model for inference with its BatchNorms folded.
 
@@ -93,7 +95,7 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         ValueError: If the model contains no EfficientVMamba, or the dtype is
             no half precision one.
     """
-    if dtype is not None and dtype not in _HALF:
+    if dtype is not None and not any(dtype is half for half in _HALF):
         raise ValueError(
             f'dtype must be torch.float16, torch.bfloat16 or None, got {dtype}'
         )

@@ -43,7 +43,7 @@ ROOMS = {
         modules_allowed=False,
     ),
     'ops/scan': Room(
-        within=('ops', 'ops/scan'),
+        within=('ops', 'ops/scan', 'arguments'),
         outside=('torch',),
         single=(
             ('cuda', 'ops/scan/cuda/compiler'),
@@ -61,13 +61,16 @@ ROOMS = {
         outside=('torch', 'triton'),
         modules_allowed=False,
     ),
-    'layers': Room(within=('ops', 'ops/scan', 'layers'), outside=('torch',)),
+    'layers': Room(
+        within=('ops', 'ops/scan', 'layers', 'arguments'), outside=('torch',)
+    ),
     'fast': Room(
         within=('ops', 'ops/scan', 'ops/triton', 'layers', 'fast'),
         outside=('torch',),
     ),
     'backbones': Room(
-        within=('layers', 'fast', 'backbones'), outside=('torch', 'mmengine')
+        within=('layers', 'fast', 'backbones', 'arguments'),
+        outside=('torch', 'mmengine'),
     ),
     'compat': Room(
         within=('compat',),
@@ -84,21 +87,31 @@ ROOMS = {
             'mmpretrain',
         ),
     ),
-    'graphs': Room(within=('graphs', 'ops'), outside=('torch',)),
-    'hooks': Room(within=('graphs', 'hooks'), outside=('torch', 'mmengine')),
-    'optim': Room(within=('optim',), outside=('torch', 'mmengine')),
-    'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
+    'graphs': Room(within=('graphs', 'ops', 'arguments'), outside=('torch',)),
+    'hooks': Room(
+        within=('graphs', 'hooks', 'arguments'),
+        outside=('torch', 'mmengine'),
+    ),
+    'optim': Room(
+        within=('optim', 'arguments'), outside=('torch', 'mmengine')
+    ),
+    'deploy': Room(
+        within=('layers', 'fast', 'backbones', 'arguments'),
+        outside=('torch',),
+    ),
+    'arguments': Room(within=(), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
     'data_preprocessor': Room(
-        within=(), outside=('numpy', 'torch', 'mmengine', 'mmpretrain')
+        within=('arguments',),
+        outside=('numpy', 'torch', 'mmengine', 'mmpretrain'),
     ),
     'analysis': Room(
-        within=('analysis', 'apis', 'backbones', 'ops'),
+        within=('analysis', 'apis', 'arguments', 'backbones', 'ops'),
         outside=('numpy', 'torch', 'mmengine'),
     ),
     # The hosts and what draws are imported when they are asked for.
     'apis': Room(
-        within=('apis', 'backbones', 'checkpoint'),
+        within=('apis', 'arguments', 'backbones', 'checkpoint'),
         outside=(
             *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
             *('mmdet', 'mmseg', 'mmpretrain', 'pycocotools'),
@@ -244,7 +257,12 @@ def length_violations(source, path):
 
 def idiom_violations(tree, path):
     for node in ast.walk(tree):
-        if isinstance(node, ast.arguments) and node.kwarg is not None:
+        # A wrapper's, of a ParamSpec, are those of the function it wraps.
+        if (
+            isinstance(node, ast.arguments)
+            and node.kwarg is not None
+            and ast.unparse(node.kwarg.annotation or node.kwarg) != 'P.kwargs'
+        ):
             yield f'{path}:{node.kwarg.lineno} takes **{node.kwarg.arg}'
         if isinstance(node, ast.Attribute):
             if ast.unparse(node) in ('sys.path.insert', 'sys.path.append'):

@@ -19,6 +19,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..backbones import EfficientVMamba
 from .flops import count_flops
 
@@ -224,6 +225,7 @@ def count_config(path: str | Path) -> Count:
     return _count_model(ModelKey(cfg))
 
 
+@checked
 def count_backbone(arch: str, height: int = 224, width: int = 224) -> Count:
     """Count an EfficientVMamba backbone, without a head.
 

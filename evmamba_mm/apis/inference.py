@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
+from ..arguments import checked
+from .limits import not_finite
 from .predictors import Outcome, Predictor, build_predictor, predictions
-from .weights import find_meta, load_weights
+from .weights import find_meta, load_weights, say
 
 
+@checked
 def load_predictor(
     config: Config | str | Path,
     checkpoint: str | None = None,
@@ -32,6 +35,10 @@ def load_predictor(
             does not fit the model.
     """
     if not isinstance(config, Config):
+        if not isinstance(config, str | Path):
+            raise ValueError(
+                f'config must be a Config or a path, got {config!r}'
+            )
         config = Config.fromfile(config)
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -48,12 +55,19 @@ def give_weights(
     The arguments and the errors are those of :func:`load_predictor`.
     """
     stored = load_weights(predictor.model, cfg, checkpoint)
+    bad = list(not_finite(predictor.model))
+    if bad:
+        say(
+            f'WARNING: {len(bad)} weights hold infinities or NaN, and no '
+            f'prediction means anything: {", ".join(bad[:3])}'
+        )
     meta = find_meta(
         predictor.model, stored, cfg, predictor.datasets, distinct
     )
     predictor.use_meta(meta)
 
 
+@checked
 def predict(
     predictor: Predictor,
     images: Sequence[str | Path | np.ndarray],
@@ -77,6 +91,7 @@ def predict(
     return predictions(items, predictor, batch_size)
 
 
+@checked
 def predict_files(
     predictor: Predictor,
     path: str | Path,

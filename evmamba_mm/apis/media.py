@@ -8,6 +8,7 @@ import mmcv
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from .limits import check_image
 from .sources import JPEG_SUFFIXES
 
 VIDEO_CODEC = 'mp4v'
@@ -19,13 +20,19 @@ class BrokenInputError(Exception):
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads an image as RGB, turned as its EXIF data say."""
+    """Reads an image as RGB, turned as its EXIF data say.
+
+    Raises:
+        BrokenInputError: If it cannot be read.
+        ValueError: If it is too large, or too slender.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BrokenInputError(error.strerror) from error
     if not content:
         raise BrokenInputError('the file is empty')
+    check_image(content)
     try:
         image = mmcv.imfrombytes(content)
     except cv2.error as error:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
@@ -16,6 +17,7 @@ from mmengine.registry import Registry
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from .limits import check_image, finite, released
 from .weights import Meta
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
@@ -23,6 +25,7 @@ DEFAULT_SCORE_THR = 0.3
 SEGMENT_OPACITY = 0.6
 # Letters on a smaller image cannot be read.
 LEAST_LABELLED_SIDE = 256
+LONGEST_ENLARGED_SIDE = 4096
 # Said by an inferencer that is given no checkpoint; ours is loaded later.
 HARMLESS = (
     'Checkpoint is not loaded',
@@ -38,6 +41,8 @@ def build_predictor(cfg: Config, device: str) -> 'Predictor':
     Raises:
         ValueError: If the config is of no known host, or lacks a key.
     """
+    if not isinstance(cfg, Config):
+        raise ValueError(f'cfg must be a Config, got {cfg!r}')
     host = cfg.get('default_scope')
     if host not in HOSTS:
         raise ValueError(
@@ -83,8 +88,19 @@ class Predictor:
     def prepare(
         self, image: str | np.ndarray
     ) -> tuple[Tensor, BaseDataElement]:
-        """Takes a path or a BGR array through the test pipeline."""
-        (batch,) = self.inferencer.preprocess([image], batch_size=1)
+        """Takes a path or a BGR array through the test pipeline.
+
+        Raises:
+            ValueError: If the image is too large or slender, or its resizing
+                leaves no pixel of one side.
+        """
+        check_image(image)
+        try:
+            (batch,) = self.inferencer.preprocess([image], batch_size=1)
+        except cv2.error as error:
+            raise ValueError(
+                f'the test pipeline cannot resize it: {error.err}'
+            ) from error
         return self.unpack(batch)
 
     @staticmethod
@@ -134,8 +150,21 @@ class Classifier(Predictor):
         self.inferencer.classes = meta.classes
 
     def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
-        """Write label and score on an RGB image; small ones are enlarged."""
-        small = min(image.shape[:2]) < LEAST_LABELLED_SIDE
+        """Write label and score on an RGB image.
+
+        Small ones are enlarged; a margin is added to what would get too long.
+        """
+        short, long = sorted(image.shape[:2])
+        small = short < LEAST_LABELLED_SIDE
+        if (
+            small
+            and long > LONGEST_ENLARGED_SIDE / LEAST_LABELLED_SIDE * short
+        ):
+            margins = (
+                (0, max(0, LEAST_LABELLED_SIDE - side))
+                for side in image.shape[:2]
+            )
+            image, small = np.pad(image, (*margins, (0, 0))), False
         return self.visualizer.visualize_cls(
             image,
             sample,
@@ -150,8 +179,8 @@ class Classifier(Predictor):
         return dict(
             label=result['pred_label'],
             class_name=result['pred_class'],
-            score=result['pred_score'],
-            scores=result['pred_scores'].tolist(),
+            score=finite(result['pred_score']),
+            scores=[finite(x) for x in result['pred_scores'].tolist()],
         )
 
 
@@ -220,8 +249,8 @@ class Detector(Predictor):
             instance = dict(
                 label=label,
                 class_name=self.meta.classes[label],
-                score=result['scores'][index],
-                bbox=result['bboxes'][index],
+                score=finite(result['scores'][index]),
+                bbox=[finite(x) for x in result['bboxes'][index]],
             )
             if 'masks' in result:
                 instance['mask'] = result['masks'][index]
@@ -245,6 +274,13 @@ class Segmenter(Predictor):
 
     def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
         """Draw the classes on an RGB image."""
+        height, width = image.shape[:2]
+        if (height, width) == (1, 1):
+            # mmseg takes the mask of a single pixel for an index.
+            image = np.tile(image, (2, 2, 1))
+            labels = sample.pred_sem_seg
+            sample = sample.clone()
+            sample.pred_sem_seg = type(labels)(data=labels.data.tile(2, 2))
         (picture,) = self.inferencer.visualize(
             [image],
             [sample],
@@ -252,7 +288,7 @@ class Segmenter(Predictor):
             opacity=SEGMENT_OPACITY,
             with_labels=self.with_labels,
         )
-        return picture
+        return picture[:height, :width]
 
     def describe(self, sample: BaseDataElement) -> dict:
         """Return label, name, pixels and mask of each class that is there."""
@@ -300,7 +336,7 @@ def predictions(
         try:
             prepared = predictor.prepare(model_input)
         except Exception as error:
-            yield Outcome(key, image, error=error)
+            yield Outcome(key, image, error=released(error))
             continue
         shape = prepared[0].shape
         if pending and (
@@ -315,14 +351,17 @@ def predictions(
 
 def flush(pending: Sequence[tuple], predictor: Predictor) -> Iterator[Outcome]:
     """Predicts a batch, and one by one what fails as a batch."""
+    samples = None
     try:
         samples = predictor.predict([prepared for *_, prepared in pending])
     except Exception as error:
         if len(pending) == 1:
-            yield Outcome(*pending[0][:2], error=error)
-        else:
-            for item in pending:
-                yield from flush([item], predictor)
+            yield Outcome(*pending[0][:2], error=released(error))
+            return
+    if samples is None:
+        # Only now, when the error no longer holds the memory of the batch.
+        for item in pending:
+            yield from flush([item], predictor)
         return
     for (key, image, _), sample in zip(pending, samples, strict=True):
         yield Outcome(key, image, sample)

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from .limits import lacks_memory, released
 from .media import (
     FALLBACK_FPS,
     BrokenInputError,
@@ -55,7 +56,9 @@ class Run:
         """Say on standard error why an input was skipped, and count it."""
         self.reported += 1
         if isinstance(error, PLAIN_ERRORS):
-            reason = str(error)
+            reason = ' '.join(str(error).split())
+        elif lacks_memory(error):
+            reason = f'not enough memory: {" ".join(str(error).split())}'
         else:
             reason = f'{type(error).__name__}: {error}'
             if not self.traceback_shown:
@@ -84,8 +87,8 @@ class Run:
         for source in sources:
             try:
                 image = read_image(source.path)
-            except BrokenInputError as error:
-                self.report(source.path, error)
+            except Exception as error:
+                self.report(source.path, released(error))
                 continue
             # The path, so that the config's own pipeline reads the image.
             yield source, image, str(source.path)
@@ -98,10 +101,11 @@ class Run:
             write_image(picture, source.target)
             if self.write_json:
                 origin = dict(image=source.path.as_posix())
-                text = json.dumps(self.record(outcome, origin), indent=2)
+                record = self.record(outcome, origin)
+                text = json.dumps(record, indent=2, allow_nan=False)
                 source.json_path.write_text(text + '\n')
         except Exception as error:
-            return error
+            return released(error)
         return None
 
     def record(self, outcome: Outcome, origin: dict) -> dict:
@@ -164,9 +168,10 @@ class Run:
             writer.write(self.predictor.draw(outcome.image, outcome.sample))
             if self.write_json:
                 origin = dict(video=source.path.as_posix(), frame=outcome.key)
-                writer.write_line(json.dumps(self.record(outcome, origin)))
+                record = self.record(outcome, origin)
+                writer.write_line(json.dumps(record, allow_nan=False))
         except Exception as error:
-            return error
+            return released(error)
         return None
 
 

@@ -62,6 +62,8 @@ def collect(text: str, out_dir: Path) -> Collected:
     path = Path(text)
     if path.is_dir():
         return collect_folder(path, out_dir)
+    if path.exists() and not path.is_file():
+        raise ValueError(f'INPUT {text!r} is no file: a pipe or a device')
     if path.is_file():
         if not is_legal(path):
             raise ValueError(
@@ -105,12 +107,10 @@ def collect_glob(pattern: str) -> Collected:
     Raises:
         ValueError: If it matches none.
     """
-    # A broken link counts as a match: it is reported when it is read.
-    matches = [
-        Path(match)
-        for match in sorted(glob.glob(pattern, recursive=True))
-        if not Path(match).is_dir()
-    ]
+    found = map(Path, sorted(glob.glob(pattern, recursive=True)))
+    # A broken link counts as a match: it is reported when it is read. To read
+    # a pipe or a device could wait for ever.
+    matches = [p for p in found if p.is_file() or not p.exists()]
     paths = [path for path in matches if is_legal(path)]
     if not paths:
         raise ValueError(

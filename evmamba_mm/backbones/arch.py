@@ -32,7 +32,7 @@ def _positive_integers(name: str, values: object) -> tuple[int, ...]:
         isinstance(values, Sequence)
         and not isinstance(values, str)
         and len(values) > 0
-        and all(isinstance(v, int) and v > 0 for v in values)
+        and all(type(v) is int and v > 0 for v in values)
     )
     if not legal:
         raise ValueError(

@@ -9,10 +9,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..arguments import checked
 from ..fast import blocks_to_run, check_fused, run_block
 from ..layers import LayerNorm2d, PatchEmbed, PatchMerging
 from .arch import resolve_arch, resolve_block_types, resolve_out_indices
-from .options import check_drop_path_rate, check_frozen_stages, check_size
+from .options import check_frozen_stages
 from .pretrained import check_pretrained, pretrained_configs
 from .recompute import checkpoint_block
 from .stages import BLOCKS, StageOptions, stage_options
@@ -73,6 +74,7 @@ class EfficientVMamba(BaseModule):
 
     BLOCK_TYPES = tuple(BLOCKS)
 
+    @checked
     def __init__(
         self,
         arch: str | Mapping = 'tiny',
@@ -107,8 +109,6 @@ class EfficientVMamba(BaseModule):
         stages = len(settings.channels)
         self.out_indices = resolve_out_indices(out_indices, stages)
         types = resolve_block_types(block_types, self.BLOCK_TYPES, stages)
-        check_size('in_channels', in_channels)
-        check_drop_path_rate(drop_path_rate)
         self.frozen_stages = check_frozen_stages(frozen_stages, stages)
         self.norm_eval = norm_eval
         self.with_cp = with_cp

@@ -1,45 +1,15 @@
 """Options of a backbone that may differ from stage to stage."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Real
 from typing import TypeVar
 
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..arguments import CHECKS
+
 T = TypeVar('T')
-
-
-def check_size(name: str, value: int) -> None:
-    """Refuse what is no integer of at least 1, with a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f'{name} must be an integer of at least 1, got {value!r}'
-        )
-
-
-def check_rank(name: str, value: int | None) -> None:
-    """Refuse what is neither None nor such an integer."""
-    if value is not None:
-        check_size(name, value)
-
-
-def check_ratio(name: str, value: float) -> None:
-    """Refuse what is no positive number, with a ValueError."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
-        raise ValueError(
-            f'{name} must be a positive, finite number, got {value!r}'
-        )
-
-
-def check_drop_path_rate(rate: float) -> None:
-    """Refuse a rate outside of [0, 1), with a ValueError."""
-    is_number = isinstance(rate, Real) and not isinstance(rate, bool)
-    if not is_number or not 0.0 <= rate < 1.0:
-        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate!r}')
 
 
 def check_frozen_stages(frozen: int, stages: int) -> int:
@@ -55,15 +25,13 @@ def per_stage(
     name: str,
     value: T | Sequence[T],
     stages: int,
-    check: Callable[[str, T], None],
 ) -> tuple[T, ...]:
     """One value per stage, from one value or a list.
 
     Args:
-        name: Of the option, for the message.
+        name: Of the option; :data:`CHECKS` says what is legal.
         value: A value, or a list of as many as there are stages.
         stages: Number of stages.
-        check: Refuses an illegal value.
 
     Raises:
         ValueError: If a value is illegal or the list has another length.
@@ -76,7 +44,7 @@ def per_stage(
             f'got {value!r}'
         )
     for each in values:
-        check(name, each)
+        CHECKS[name](name, each)
     return values
 
 

@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..layers import ES2D, SS2D, EVSSBlock, InvertedResidual
-from .options import (
-    activation,
-    check_rank,
-    check_ratio,
-    check_size,
-    per_stage,
-)
+from .options import activation, per_stage
 
 
 @dataclass(frozen=True)
@@ -60,15 +54,15 @@ def stage_options(
         ValueError: If one is not legal.
     """
     by_stage = [
-        per_stage(name, value, len(channels), check)
-        for name, value, check in (
-            ('step_size', step_size, check_size),
-            ('d_state', d_state, check_size),
-            ('expand_ratio', expand_ratio, check_size),
-            ('dt_rank', dt_rank, check_rank),
-            ('se_ratio', se_ratio, check_ratio),
-            ('inverted_expand_ratio', inverted_expand_ratio, check_size),
-            ('inverted_se_ratio', inverted_se_ratio, check_ratio),
+        per_stage(name, value, len(channels))
+        for name, value in (
+            ('step_size', step_size),
+            ('d_state', d_state),
+            ('expand_ratio', expand_ratio),
+            ('dt_rank', dt_rank),
+            ('se_ratio', se_ratio),
+            ('inverted_expand_ratio', inverted_expand_ratio),
+            ('inverted_se_ratio', inverted_se_ratio),
         )
     ]
     shared = (

@@ -12,9 +12,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import checked
 from ..layers.vim_block import PatchTokens, VimBlock
 from .arch import resolve_out_indices
-from .options import check_drop_path_rate, check_frozen_stages, check_size
+from .options import check_frozen_stages
 from .pretrained import check_pretrained, pretrained_configs
 from .recompute import checkpoint_block
 
@@ -97,6 +98,7 @@ class Vim(BaseModule):
 
     OUT_TYPES = ('cls_token', 'featmap')
 
+    @checked
     def __init__(
         self,
         arch: str | Mapping = 'tiny',
@@ -115,9 +117,7 @@ class Vim(BaseModule):
         super().__init__(init_cfg=init_cfg)
         settings = _resolve_arch(arch)
         self.out_indices = resolve_out_indices(out_indices, settings.depth)
-        self._check_options(
-            img_size, patch_size, in_channels, out_type, drop_path_rate
-        )
+        self._check_options(img_size, patch_size, out_type)
         self.frozen_stages = check_frozen_stages(frozen_stages, settings.depth)
         self.out_type = out_type
         self.grid = img_size // patch_size
@@ -144,30 +144,18 @@ class Vim(BaseModule):
 
     @classmethod
     def _check_options(
-        cls,
-        img_size: int,
-        patch_size: int,
-        in_channels: int,
-        out_type: str,
-        drop_path_rate: float,
+        cls, img_size: int, patch_size: int, out_type: str
     ) -> None:
-        for name, value in (
-            ('img_size', img_size),
-            ('patch_size', patch_size),
-            ('in_channels', in_channels),
-        ):
-            check_size(name, value)
         if img_size % patch_size:
             raise ValueError(
                 f'img_size must be a multiple of patch_size {patch_size}, '
                 f'got {img_size}'
             )
-        if out_type not in cls.OUT_TYPES:
+        if not isinstance(out_type, str) or out_type not in cls.OUT_TYPES:
             raise ValueError(
                 f'out_type must be one of {", ".join(cls.OUT_TYPES)}, got '
                 f'{out_type!r}'
             )
-        check_drop_path_rate(drop_path_rate)
 
     @torch.no_grad()
     def _reset_parameters(self, depth: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.registry import MODELS
 
+from ..arguments import checked
 from .arch import ARCHS, Arch, resolve_arch
 from .efficientvmamba import EfficientVMamba
 
@@ -49,6 +50,7 @@ class VMamba(EfficientVMamba):
     Source: VMamba (arXiv:2401.10166, version 1).
     """
 
+    @checked
     def __init__(
         self,
         arch: str | Mapping = 'tiny',

@@ -36,7 +36,8 @@ _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 def check_fused(fused: bool | str) -> bool | str:
     """Refuse what is not 'auto', True or False, with a ValueError."""
-    if fused is True or fused is False or fused == 'auto':
+    is_auto = isinstance(fused, str) and fused == 'auto'
+    if is_auto or fused is True or fused is False:
         return fused
     raise ValueError(f"fused must be 'auto', True or False, got {fused!r}")
 

@@ -2,7 +2,10 @@
 
 from operator import attrgetter
 
+import torch
 from torch import Tensor, nn
+
+from ..arguments import check_module, check_tensor
 
 # The four dicts of functions that a module calls beside its forward.
 hooks = attrgetter(
@@ -13,8 +16,17 @@ hooks = attrgetter(
 )
 
 
-def check_image(image: Tensor) -> None:
-    """Refuse an image that is not on a GPU, with a ValueError."""
+def check_arguments(
+    module: nn.Module, image: Tensor, dtype: torch.dtype | None
+) -> None:
+    """Refuse an image that is not on a GPU, and other types of arguments."""
+    check_module('module', module)
+    check_tensor('image', image)
+    if not (dtype is None or isinstance(dtype, torch.dtype)):
+        raise ValueError(
+            'dtype must be torch.float16, torch.bfloat16 or None, got '
+            f'{dtype!r}'
+        )
     if not image.is_cuda:
         raise ValueError(
             f'image must be on a CUDA device, got {image.device}: CUDA graphs '

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import autocast_dtype, is_recorded
-from .checks import check_hooks, check_image, check_training
+from .checks import check_arguments, check_hooks, check_training
 from .inference import InferenceGraph
 from .training import TrainingGraph
 
@@ -44,7 +44,7 @@ def graph_training(
         ValueError: If the image is not on a GPU, the module not in training,
             or a part of it cannot be captured; see :func:`check_training`.
     """
-    check_image(image)
+    check_arguments(module, image, dtype)
     if not module.training:
         raise ValueError(
             'module must be in training mode; call module.train() first'
@@ -72,7 +72,7 @@ def graph_inference(
         ValueError: If the image is not on a GPU, the module in training, or a
             submodule has a hook.
     """
-    check_image(image)
+    check_arguments(module, image, dtype)
     if module.training:
         raise ValueError(
             'module must be in evaluation mode; call module.eval() first'

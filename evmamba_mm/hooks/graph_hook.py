@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..arguments import checked
 from ..graphs import (
     autocast_dtype,
     check_training,
@@ -59,6 +60,7 @@ class CUDAGraphHook(Hook):
             wrapper other than DistributedDataParallel holds the model.
     """
 
+    @checked
     def __init__(
         self,
         module: str = 'backbone',
@@ -70,11 +72,6 @@ class CUDAGraphHook(Hook):
             raise ValueError(
                 f'module must be a path such as backbone, got {module!r}'
             )
-        for name, value in (('shapes', shapes), ('repeats', repeats)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} must be at least 1, got {value!r}')
-        if not isinstance(strict, bool):
-            raise ValueError(f'strict must be True or False, got {strict!r}')
         self.module = module
         self.shapes = shapes
         self.repeats = repeats
@@ -202,18 +199,34 @@ class CUDAGraphHook(Hook):
             self._handle.remove()
             self._handle = None
 
+    def _give_up(self, error: Exception) -> None:
+        """Raise, or go on without graphs."""
+        if self.strict:
+            raise error
+        _logger.warning('training without CUDA graphs: %s', error)
+        self._stop_counting()
+        remove_graphs(self._part)
+        self._part = None
+
     def _capture(self, call: _Call) -> None:
         start = time.perf_counter()
         image = torch.zeros(call.shape, dtype=call.dtype, device=call.device)
         try:
             graph_training(self._part, image, call.autocast)
+        except torch.OutOfMemoryError as error:
+            self._give_up(
+                RuntimeError(
+                    f'there is too little memory to capture {self.module} for '
+                    f'images of {call}: lower the batch size of the '
+                    "train_dataloader or the hook's shapes, or remove the hook"
+                    f'. {str(error).partition(". ")[0]}'
+                )
+            )
+            # What the capture had taken is free for other shapes.
+            torch.cuda.empty_cache()
+            return
         except (RuntimeError, ValueError) as error:
-            if self.strict:
-                raise
-            _logger.warning('training without CUDA graphs: %s', error)
-            self._stop_counting()
-            remove_graphs(self._part)
-            self._part = None
+            self._give_up(error)
             return
         self._captured.add(call)
         _logger.info(

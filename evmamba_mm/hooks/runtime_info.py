@@ -8,6 +8,8 @@ from mmengine.utils import apply_to
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from ..arguments import checked
+
 
 @HOOKS.register_module()
 class DeferredRuntimeInfoHook(RuntimeInfoHook):
@@ -27,9 +29,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         ValueError: If the limit is below 1.
     """
 
+    @checked
     def __init__(self, limit: int = 100) -> None:
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError(f'limit must be at least 1, got {limit!r}')
         self.limit = limit
         self._kept: list[tuple[str, Tensor]] = []
         self._iterations = 0

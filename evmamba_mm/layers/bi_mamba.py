@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import check_backend, selective_scan
-from .scan_mixer import check_sizes, initial_dt_bias, resolve_dt_rank
+from ..arguments import checked
+from ..ops import selective_scan
+from .scan_mixer import initial_dt_bias, resolve_dt_rank
 
 
 def _initial_a_log(inner: int, d_state: int) -> nn.Parameter:
@@ -44,6 +45,7 @@ class BiMamba(nn.Module):
     initialisation and the parameter names of its released weights.
     """
 
+    @checked
     def __init__(
         self,
         channels: int,
@@ -56,16 +58,7 @@ class BiMamba(nn.Module):
     ) -> None:
         super().__init__()
         rank = resolve_dt_rank(channels, dt_rank)
-        check_sizes(
-            dict(
-                channels=channels,
-                d_state=d_state,
-                d_conv=d_conv,
-                expand_ratio=expand_ratio,
-                dt_rank=rank,
-            )
-        )
-        self.backend = check_backend(backend)
+        self.backend = backend
         self.d_conv = d_conv
         self.splits = (rank, d_state, d_state)
         inner = channels * expand_ratio

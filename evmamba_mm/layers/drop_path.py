@@ -5,6 +5,8 @@ Shape letters: B batch.
 
 from torch import Tensor, nn
 
+from ..arguments import checked
+
 
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples while training.
@@ -18,12 +20,9 @@ class DropPath(nn.Module):
         ValueError: If the share lies outside.
     """
 
+    @checked
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= drop_prob < 1.0:
-            raise ValueError(
-                f'drop_prob must lie in [0, 1), got {drop_prob!r}'
-            )
         self.drop_prob = drop_prob
 
     def sample_scale(self, x: Tensor) -> Tensor | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..ops import atrous_parameter_sets, es2d_scan
 from .scan_mixer import ScanMixer
 
@@ -28,6 +29,7 @@ class ES2D(ScanMixer):
     Source: EfficientVMamba (arXiv:2403.09977), section 4.1.
     """
 
+    @checked
     def __init__(
         self,
         channels: int,

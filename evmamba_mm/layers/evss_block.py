@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..arguments import checked
 from .drop_path import DropPath
 from .layer_norm import LayerNorm2d
 from .squeeze_excite import SqueezeExcite
@@ -31,6 +32,7 @@ class EVSSBlock(nn.Module):
     of the released weights.
     """
 
+    @checked
     def __init__(
         self,
         channels: int,

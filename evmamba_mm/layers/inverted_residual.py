@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..arguments import checked
 from .drop_path import DropPath
 from .squeeze_excite import ConvSqueezeExcite
 
@@ -27,6 +28,7 @@ class InvertedResidual(nn.Module):
     Source: MobileNetV2 (arXiv:1801.04381) and EfficientVMamba's section 4.3.
     """
 
+    @checked
     def __init__(
         self,
         channels: int,

@@ -6,6 +6,8 @@ Shape letters: B batch, C channels, H W feature map.
 import torch
 from torch import Tensor, nn
 
+from ..arguments import checked
+
 
 def channels_last(x: Tensor) -> Tensor:
     """View (B, C, H, W) as (B, H, W, C)."""
@@ -43,6 +45,7 @@ class LayerNorm2d(LayerNorm):
         channels: C.
     """
 
+    @checked
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
 

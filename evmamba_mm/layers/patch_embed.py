@@ -5,6 +5,7 @@ Shape letters: B batch, C channels, H W image, P patch size.
 
 from torch import Tensor, nn
 
+from ..arguments import checked
 from .image import check_image
 from .layer_norm import LayerNorm2d
 
@@ -20,6 +21,7 @@ class PatchEmbed(nn.Module):
     Source: Swin Transformer (arXiv:2103.14030).
     """
 
+    @checked
     def __init__(
         self, in_channels: int, channels: int, patch_size: int = 4
     ) -> None:

@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, H W feature map.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import checked
 from .layer_norm import LayerNorm2d, channels_first, channels_last
 from .linear import init_linear
 
@@ -24,6 +25,7 @@ class PatchMerging(nn.Module):
     Source: Swin Transformer (arXiv:2103.14030).
     """
 
+    @checked
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = LayerNorm2d(4 * in_channels)

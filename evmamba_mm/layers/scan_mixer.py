@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..ops import check_backend
+from ..arguments import checked
 from .layer_norm import LayerNorm, channels_first, channels_last
 from .linear import init_linear
 
@@ -26,13 +26,6 @@ def initial_dt_bias(shape: tuple[int, ...]) -> Tensor:
 def resolve_dt_rank(channels: int, dt_rank: int | None) -> int:
     """The given rank, or a sixteenth of the channels, rounded up."""
     return math.ceil(channels / 16) if dt_rank is None else dt_rank
-
-
-def check_sizes(sizes: dict[str, int]) -> None:
-    """Refuse a size below 1, with a ValueError that names it."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f'{name} must be at least 1, got {size!r}')
 
 
 class ScanMixer(nn.Module):
@@ -57,6 +50,7 @@ class ScanMixer(nn.Module):
     (arXiv:2312.00752).
     """
 
+    @checked
     def __init__(
         self,
         channels: int,
@@ -69,15 +63,7 @@ class ScanMixer(nn.Module):
     ) -> None:
         super().__init__()
         rank = resolve_dt_rank(channels, dt_rank)
-        check_sizes(
-            dict(
-                channels=channels,
-                d_state=d_state,
-                expand_ratio=expand_ratio,
-                dt_rank=rank,
-            )
-        )
-        self.backend = check_backend(backend)
+        self.backend = backend
         inner, sets = channels * expand_ratio, parameter_sets
         self.in_proj = init_linear(channels, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import checked
 from .layer_norm import LayerNorm, channels_last
 from .linear import init_linear
 
@@ -26,6 +27,7 @@ class SqueezeExcite(nn.Module):
     Source: SENet (arXiv:1709.01507), in the form of the released model.
     """
 
+    @checked
     def __init__(
         self,
         channels: int,
@@ -59,6 +61,7 @@ class ConvSqueezeExcite(nn.Module):
     Source: SENet (arXiv:1709.01507).
     """
 
+    @checked
     def __init__(
         self,
         channels: int,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..ops import CrossDirections, ss2d_scan
 from .scan_mixer import ScanMixer
 
@@ -31,6 +32,7 @@ class SS2D(ScanMixer):
     Source: VMamba (arXiv:2401.10166).
     """
 
+    @checked
     def __init__(
         self,
         channels: int,
@@ -42,7 +44,7 @@ class SS2D(ScanMixer):
         directions: Sequence[str] = FOUR_DIRECTIONS,
     ) -> None:
         # Refuses an unknown one.
-        geometry = CrossDirections(tuple(directions))
+        geometry = CrossDirections.of(directions)
         super().__init__(
             channels,
             parameter_sets=geometry.sets,

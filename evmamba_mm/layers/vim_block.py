@@ -5,6 +5,7 @@ Shape letters: B batch, H W feature map, L length, C channels, P patch size.
 
 from torch import Tensor, nn
 
+from ..arguments import checked
 from .bi_mamba import BiMamba
 from .drop_path import DropPath
 from .image import check_image
@@ -19,6 +20,7 @@ class PatchTokens(nn.Module):
         patch_size: P, the kernel and the stride.
     """
 
+    @checked
     def __init__(
         self, in_channels: int, channels: int, patch_size: int = 16
     ) -> None:
@@ -58,6 +60,7 @@ class VimBlock(nn.Module):
     Source: Vim (arXiv:2401.09417).
     """
 
+    @checked
     def __init__(
         self,
         channels: int,

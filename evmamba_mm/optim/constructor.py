@@ -14,6 +14,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 from torch.optim import Optimizer
 
+from ..arguments import checked
 from .groups import merge_equal_groups
 
 
@@ -53,6 +54,7 @@ class GroupedOptimWrapperConstructor:
         paramwise_cfg: Options of the other constructor.
     """
 
+    @checked
     def __init__(
         self,
         optim_wrapper_cfg: dict[str, Any],

@@ -7,6 +7,8 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..arguments import checked
+
 
 @MODELS.register_module()
 class ForeachExponentialMovingAverage(ExponentialMovingAverage):
@@ -14,7 +16,21 @@ class ForeachExponentialMovingAverage(ExponentialMovingAverage):
 
     For ``EMAHook(ema_type='ForeachExponentialMovingAverage')``, with the same
     arguments, results and checkpoints as 'ExponentialMovingAverage'.
+
+    Raises:
+        ValueError: If an argument is illegal.
     """
+
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float = 0.0002,
+        interval: int = 1,
+        device: torch.device | None = None,
+        update_buffers: bool = False,
+    ) -> None:
+        super().__init__(model, momentum, interval, device, update_buffers)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

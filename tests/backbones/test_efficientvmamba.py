@@ -204,5 +204,5 @@ def test_illegal_options_are_named(options, message):
 
 
 def test_a_misspelt_option_is_refused():
-    with pytest.raises(TypeError, match='window_size'):
+    with pytest.raises(ValueError, match='window_size'):
         MODELS.build(dict(type='EfficientVMamba', window_size=2))

@@ -126,7 +126,7 @@ def test_illegal_options_are_named(options, message):
 
 @pytest.mark.parametrize('option', ['step_size', 'block_types', 'norm_eval'])
 def test_options_of_efficientvmamba_alone_are_refused(option):
-    with pytest.raises(TypeError, match=option):
+    with pytest.raises(ValueError, match=option):
         MODELS.build(dict(type='VMamba', arch='atto', **{option: 2}))
 
 

@@ -47,8 +47,8 @@ def test_the_hook_is_registered():
     [
         (dict(module=''), 'module must be a path'),
         (dict(module=None), 'module must be a path'),
-        (dict(shapes=0), 'shapes must be at least 1, got 0'),
-        (dict(repeats=0.5), 'repeats must be at least 1, got 0.5'),
+        (dict(shapes=0), 'shapes must be an integer'),
+        (dict(repeats=0.5), 'repeats must be an integer'),
         (dict(strict='no'), "strict must be True or False, got 'no'"),
     ],
 )

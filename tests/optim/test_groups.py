@@ -298,7 +298,7 @@ def test_constructor_passes_its_arguments_on():
     cfg = dict(optimizer=dict(type='SGD', lr=0.1))
     GroupedOptimWrapperConstructor(cfg)
     assert cfg == dict(optimizer=dict(type='SGD', lr=0.1))
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match='paramwise_cfg must be a dict'):
         GroupedOptimWrapperConstructor(
             cfg | dict(base_constructor='DefaultOptimWrapperConstructor'), 3
         )(model())

@@ -1,9 +1,9 @@
 from torch import Tensor
 
 from .kernels import full_precision, torchvision_ops
-from .unserved import unserved_error
+from .roi_align_max import max_backward, max_forward
 
-MAX, AVERAGE = 0, 1
+MAX = 0
 
 
 def roi_align_forward(
@@ -21,12 +21,22 @@ def roi_align_forward(
 ) -> None:
     """Fills `output` (R, C, h, w) from `input` (B, C, H, W).
 
-    Raises:
-        NotImplementedError: `pool_mode` is max.
+    Where the largest is taken, `argmax_y` and `argmax_x` are its place among
+    the points of its bin.
     """
-    if pool_mode != AVERAGE:
-        raise unserved_error("roi_align with pool_mode='max'")
     features = full_precision(input)
+    if pool_mode == MAX:
+        found = max_forward(
+            features,
+            rois.to(features.dtype),
+            (aligned_height, aligned_width),
+            (spatial_scale, sampling_ratio, aligned),
+        )
+        for buffer, value in zip(
+            (output, argmax_y, argmax_x), found, strict=True
+        ):
+            buffer.copy_(value)
+        return
     pooled = torchvision_ops().roi_align(
         features,
         rois.to(features.dtype),
@@ -53,9 +63,18 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Fills `grad_input`; see `roi_align_forward`."""
-    if pool_mode != AVERAGE:
-        raise unserved_error("roi_align with pool_mode='max'")
     grad = full_precision(grad_output)
+    if pool_mode == MAX:
+        grad_features = max_backward(
+            grad,
+            rois.to(grad.dtype),
+            argmax_y,
+            argmax_x,
+            tuple(grad_input.shape),
+            (spatial_scale, sampling_ratio, aligned),
+        )
+        grad_input.copy_(grad_features)
+        return
     batch, channels, height, width = grad_input.shape
     grad_features = torchvision_ops()._roi_align_backward(
         grad,

@@ -2,7 +2,7 @@ import torch
 
 
 def unserved_error(op: str) -> NotImplementedError:
-    """The error of an op, or of a mode of one, without a replacement here."""
+    """The error of an op without a replacement; docs/install.md lists them."""
     return NotImplementedError(
         f'mmcv op {op} needs the compiled ops of the full mmcv, which this '
         'environment does not have. Replace mmcv-lite by a build for your '

@@ -9,6 +9,7 @@ import os
 
 import torch
 
+from ... import arguments
 from ..tracing import (
     constant_in_graphs,
     has_derivative_transforms,
@@ -18,7 +19,7 @@ from . import cuda
 from .mamba_scan import INSTALL_LINE, mamba_kernel_installed
 from .numba_scan import numba_installed
 
-BACKENDS = ('auto', 'naive', 'torch', 'mamba_ssm', 'numba', 'cuda')
+BACKENDS = arguments.BACKENDS
 ENVIRONMENT_VARIABLE = 'EVMAMBA_SCAN_BACKEND'
 
 _logger = logging.getLogger('evmamba_mm')
@@ -38,10 +39,7 @@ def check_backend(name: str, source: str = 'backend') -> str:
     Raises:
         ValueError: If the name is unknown.
     """
-    if name not in BACKENDS:
-        raise ValueError(
-            f'{source} must be one of {", ".join(BACKENDS)}, got {name!r}'
-        )
+    arguments.check_backend(source, name)
     return name
 
 

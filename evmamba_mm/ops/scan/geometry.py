@@ -6,25 +6,31 @@ Shape letters: B batch, H W feature map, C channels, p step, G sequences, K
 parameter sets, N states, R dt rank, L length of a sequence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...arguments import (
+    check_floats,
+    check_size,
+    check_step_size,
+    check_tensor,
+)
+
 DIRECTIONS = ('rows', 'columns', 'rows_reversed', 'columns_reversed')
 
 
-def check_step_size(step_size: int) -> None:
-    """Refuse a step size that is not a positive integer."""
-    is_int = isinstance(step_size, int) and not isinstance(step_size, bool)
-    if not is_int or step_size < 1:
-        raise ValueError(
-            f'step_size must be an integer of at least 1, got {step_size!r}'
-        )
+def _check_sequences(y: Tensor, height: int, width: int) -> None:
+    check_tensor('y', y)
+    check_size('height', height)
+    check_size('width', width)
 
 
 def _check_map(x: Tensor) -> None:
+    check_tensor('x', x)
     if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1:
         raise ValueError(
             'x must be a feature map (B, H, W, C) with H and W of at least '
@@ -81,10 +87,12 @@ class Geometry:
             ValueError: It names the argument, its shape and the legal one.
         """
         _check_map(x)
+        check_floats('x', x)
         for name, tensor, dims in (
             ('A_logs', A_logs, 2),
             ('dt_projs_weight', dt_projs_weight, 3),
         ):
+            check_floats(name, tensor)
             if tensor.dim() != dims:
                 raise ValueError(
                     f'{name} must have {dims} dimensions, got shape '
@@ -100,6 +108,7 @@ class Geometry:
             ('A_logs', A_logs, (sets * channels, states)),
             ('Ds', Ds, (sets * channels,)),
         ):
+            check_floats(name, tensor)
             if tensor.shape != shape:
                 raise ValueError(
                     f'{name} must have shape {shape} for x of shape '
@@ -131,13 +140,14 @@ class AtrousGroups(Geometry):
             as one row-major sequence.
 
     Raises:
-        ValueError: If the step is not an integer of at least 1.
+        ValueError: If the step is not an integer from 1 to
+            :data:`evmamba_mm.arguments.MAX_STEP_SIZE`.
     """
 
     step: int = 2
 
     def __post_init__(self) -> None:
-        check_step_size(self.step)
+        check_step_size('step_size', self.step)
 
     @property
     def parameter_sets(self) -> tuple[int, ...]:
@@ -234,6 +244,12 @@ class CrossDirections(Geometry):
                 f'directions must be a tuple of at least one of '
                 f'{", ".join(DIRECTIONS)}, got {given!r}'
             )
+
+    @classmethod
+    def of(cls, directions: Sequence[str]) -> 'CrossDirections':
+        """The geometry of a tuple or a list of directions."""
+        is_list = isinstance(directions, list)
+        return cls(tuple(directions) if is_list else directions)
 
     @property
     def parameter_sets(self) -> tuple[int, ...]:
@@ -340,6 +356,7 @@ def atrous_merge(
     Raises:
         ValueError: If the shape of ``y`` does not follow from the map's size.
     """
+    _check_sequences(y, height, width)
     return AtrousGroups(step_size).merge(y, height, width)
 
 
@@ -372,4 +389,5 @@ def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
     Raises:
         ValueError: If the shape of ``y`` does not follow from the map's size.
     """
+    _check_sequences(y, height, width)
     return CrossDirections().merge(y, height, width)

@@ -167,7 +167,7 @@ def ss2d_scan(
 
     Source: VMamba (arXiv:2401.10166).
     """
-    geometry = CrossDirections(tuple(directions))
+    geometry = CrossDirections.of(directions)
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     geometry.check(x, *parameters)
     backend = _choose(geometry, x, parameters, backend)

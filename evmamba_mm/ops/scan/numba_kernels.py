@@ -59,8 +59,8 @@ _compile_parallel = functools.partial(_compile, parallel=True)
 
 @_compile
 def exp2(x):
-    """Two to the power of ``x``, for x <= 127; 2**-126 at the least."""
-    x = max(x, np.float32(-126))
+    """Two to the power of ``x``; 2**-126 at the least, infinite from 128."""
+    x = min(max(x, np.float32(-126)), np.float32(128))
     shifted = x + _ROUND
     f = x - (shifted - _ROUND)
     p = _E6 * f + _E5

@@ -9,6 +9,7 @@ import contextlib
 import torch
 from torch import Tensor
 
+from ...arguments import check_floats, check_switch
 from .backend import choose_backend
 from .mamba_scan import scan_mamba
 from .naive import scan_naive
@@ -20,12 +21,9 @@ _SCANS = {'naive': scan_naive, 'torch': scan_torch, 'numba': scan_numba}
 
 def _check_tensors(tensors: dict[str, Tensor | None], device) -> None:
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None and name in ('D', 'delta_bias'):
             continue
-        if not tensor.is_floating_point():
-            raise ValueError(
-                f'{name} must have a real floating dtype, got {tensor.dtype}'
-            )
+        check_floats(name, tensor)
         if tensor.device != device:
             raise ValueError(
                 f'all tensors must be on one device: u is on {device}, '
@@ -160,6 +158,8 @@ def selective_scan(
     Source: Mamba (arXiv:2312.00752).
     """
     tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
+    check_switch('delta_softplus', delta_softplus)
+    check_floats('u', u)
     _check_tensors(tensors, u.device)
     _check_shapes(tensors)
     return _run(tensors, delta_softplus, backend)

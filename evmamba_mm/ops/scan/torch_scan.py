@@ -57,18 +57,20 @@ def _lanes(b: Tensor) -> int:
     return min(wanted, math.isqrt(b.shape[0]))
 
 
-def _linear_scan(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
+def _linear_scan(a: Tensor, b: Tensor, start: Tensor, stable: bool) -> Tensor:
     """States of ``h[t] = a[t] * h[t - 1] + b[t]`` from ``h[-1] = start``.
 
     Args:
         a: Decay of each step, (S, ...); left as it is.
         b: Input of each step, (S, ...); overwritten.
         start: State before the first step, (...).
+        stable: Whether no decay is above 1. The product over a lane of those
+            that are can overflow where no state does.
 
     Returns:
         (S, ...), sharing memory with ``b`` where it can.
     """
-    steps, lanes = b.shape[0], _lanes(b)
+    steps, lanes = b.shape[0], _lanes(b) if stable else 1
     if lanes < 2:
         b[0] += a[0] * start
         _recur(a.unbind(0)[1:], b.unbind(0))
@@ -91,23 +93,30 @@ def _linear_scan(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
     return h.transpose(0, 1).flatten(0, 1)[:steps]
 
 
-def _linear_scan_back(a: Tensor, b: Tensor) -> Tensor:
+def _linear_scan_back(a: Tensor, b: Tensor, stable: bool) -> Tensor:
     """``g[t] = a[t + 1] * g[t + 1] + b[t]`` from the last step to the first.
 
     Args:
         a: Decay of each step, (S, ...); left as it is.
         b: What each step adds, (S, ...); overwritten.
+        stable: As of :func:`_linear_scan`.
     """
-    if _lanes(b) < 2:
+    if not stable or _lanes(b) < 2:
         _recur(a.unbind(0)[:0:-1], b.unbind(0)[::-1])
         return b
     later = torch.cat([a[1:], torch.ones_like(a[:1])]).flip(0)
-    return _linear_scan(later, b.flip(0), torch.zeros_like(b[0])).flip(0)
+    zeros = torch.zeros_like(b[0])
+    return _linear_scan(later, b.flip(0), zeros, stable).flip(0)
 
 
 def _time_first(x: Tensor, groups: int) -> Tensor:
     """(B, K*D, L) to (L, B, K, D) as a contiguous tensor."""
     return x.permute(2, 0, 1).unflatten(2, (groups, -1)).contiguous()
+
+
+def _is_captured(x: Tensor) -> bool:
+    """Whether a CUDA graph is recorded, in which no value can be asked for."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 class _Segments:
@@ -133,6 +142,9 @@ class _Segments:
         self.A = A.unflatten(0, (self.groups, -1)).mT.contiguous()
         self.B = B.permute(3, 0, 1, 2).contiguous()
         self.C = C.permute(3, 0, 1, 2).contiguous()
+        self.stable = _is_captured(u) or bool(
+            (A <= 0).all() and (delta_softplus or (self.delta >= 0).all())
+        )
 
     def zero_state(self) -> Tensor:
         batch, groups, channels = self.u.shape[1:]
@@ -149,7 +161,7 @@ class _Segments:
         delta = self.delta[span]
         decay = torch.mul(delta[..., None, :], self.A).exp_()
         h = (delta * self.u[span])[..., None, :] * self.B[span][..., None]
-        return decay, _linear_scan(decay, h, start)
+        return decay, _linear_scan(decay, h, start, self.stable)
 
 
 @torch.library.custom_op('evmamba_mm::selective_scan', mutates_args=())
@@ -206,7 +218,7 @@ def _segment_gradients(
     dC = torch.matmul(h, dy[..., None]).squeeze(-1)
     dh = dy[..., None, :] * c[..., None]
     dh[-1] += carry
-    dh = _linear_scan_back(decay, dh)
+    dh = _linear_scan_back(decay, dh, seg.stable)
     carry = decay[0] * dh[0]
     dh_b = torch.matmul(b[..., None, :], dh).squeeze(-2)
     du = dh_b * delta

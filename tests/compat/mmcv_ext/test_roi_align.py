@@ -1,5 +1,6 @@
 """mmcv's RoIAlign against a matrix of weights, built point by point."""
 
+import itertools
 import math
 
 import mmcv.ops
@@ -171,3 +172,66 @@ def test_torchvision_alone_has_no_bfloat16_backward(device):
         assert "not implemented for 'BFloat16'" in str(error)
     else:
         pytest.skip('this torchvision has the kernels for bfloat16')
+
+
+def largest_points(features, roi, size, scale, ratio, aligned):
+    """Output (C, h, w) of one box: the largest of each bin's points."""
+    shift = 0.5 if aligned else 0
+    x1, y1, x2, y2 = (value * scale - shift for value in roi[1:].tolist())
+    extents = [y2 - y1, x2 - x1]
+    if not aligned:
+        extents = [max(extent, 1) for extent in extents]
+    steps = [extent / n for extent, n in zip(extents, size, strict=True)]
+    grid = [ratio or math.ceil(step) for step in steps]
+    output = features.new_zeros(CHANNELS, *size)
+    for place in itertools.product(*map(range, size)):
+        values = [
+            torch.einsum(
+                'hw,chw->c',
+                point_weights(
+                    y1 + (place[0] + (i + 0.5) / grid[0]) * steps[0],
+                    x1 + (place[1] + (j + 0.5) / grid[1]) * steps[1],
+                ),
+                features[int(roi[0])],
+            )
+            for i, j in itertools.product(*map(range, grid))
+        ]
+        if values:
+            output[(slice(None), *place)] = torch.stack(values).amax(0)
+    return output
+
+
+@pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'legacy'])
+@pytest.mark.parametrize('ratio', [0, 2], ids=['dense', 'ratio2'])
+@pytest.mark.parametrize('scale', [1.0, 0.25])
+@pytest.mark.parametrize('size', [(1, 1), (2, 3)], ids=str)
+def test_largest_point(device, size, scale, ratio, aligned):
+    exact = random_features().requires_grad_()
+    expected = torch.stack(
+        [
+            largest_points(exact, roi, size, scale, ratio, aligned)
+            for roi in ROIS
+        ]
+    )
+    features = random_features().to(device).requires_grad_()
+    align = mmcv.ops.RoIAlign(
+        size, scale, ratio, pool_mode='max', aligned=aligned
+    )
+    output = align(features, ROIS.to(device))
+    assert_close(output.detach().cpu(), expected.detach())
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64)
+    grad = grad.view(output.shape)
+    # Equal points, outside of the image or in a plane, share a maximum.
+    inside = expected.detach() != 0
+    expected.backward(grad * inside)
+    output.backward((grad * inside).to(device))
+    assert_close(features.grad.cpu(), exact.grad)
+
+
+def test_largest_point_of_no_boxes(device):
+    features = random_features().to(device).requires_grad_()
+    align = mmcv.ops.RoIAlign((7, 5), pool_mode='max')
+    output = align(features, ROIS[:0].to(device))
+    assert output.shape == (0, CHANNELS, 7, 5)
+    output.sum().backward()
+    assert features.grad.abs().sum() == 0

@@ -10,8 +10,6 @@ import ctypes
 import functools
 import hashlib
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from importlib import util
@@ -20,8 +18,9 @@ from types import ModuleType
 
 import torch
 
+from . import cache
+
 INSTALL_LINE = 'pip install cuda-bindings'
-CACHE_VARIABLE = 'EVMAMBA_CACHE_DIR'
 _SOURCES = Path(__file__).parent
 # Without it a block gets 48 KB of shared memory.
 _LARGE_SHARED_MEMORY = 48 * 1024
@@ -109,14 +108,6 @@ def compile_source(
     return code, text
 
 
-def _cache_folder() -> Path:
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given)
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(base) / 'evmamba_mm'
-
-
 def _key(name: str, constants: Mapping, architecture: str) -> str:
     version = _checked(_bindings()[1].nvrtcVersion())
     digest = hashlib.sha256(
@@ -132,21 +123,12 @@ def _compiled(
     name: str, constants: Mapping[str, int], architecture: str
 ) -> bytes:
     """Machine code from the disk, or compiled and put there."""
-    path = _cache_folder() / f'{_key(name, constants, architecture)}.cubin'
-    if path.is_file():
-        return path.read_bytes()
-    _logger.info('compiling %s for %s', name, architecture)
-    code = compile_source(name, constants, architecture)[0]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes may compile at once; a rename is never half done.
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, delete=False
-        ) as file:
-            file.write(code)
-        os.replace(file.name, path)
-    except OSError as error:
-        _logger.warning('cannot cache compiled kernels: %s', error)
+    key = _key(name, constants, architecture)
+    code = cache.read(key)
+    if code is None:
+        _logger.info('compiling %s for %s', name, architecture)
+        code = compile_source(name, constants, architecture)[0]
+        cache.write(key, code)
     return code
 
 
