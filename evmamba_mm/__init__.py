@@ -9,7 +9,13 @@ compat.apply()
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
 from .data_preprocessor import BatchDataPreprocessor  # noqa: E402
-from .hooks import CUDAGraphHook, DeferredRuntimeInfoHook  # noqa: E402
+from .hooks import (  # noqa: E402
+    AtomicCheckpointHook,
+    CUDAGraphHook,
+    DeferredRuntimeInfoHook,
+    ExactResumeHook,
+    SignalHook,
+)
 from .optim import (  # noqa: E402
     ForeachExponentialMovingAverage,
     GroupedOptimWrapperConstructor,
@@ -19,11 +25,14 @@ register_flop_handles()
 
 __all__ = [
     'ARCHS',
+    'AtomicCheckpointHook',
     'BatchDataPreprocessor',
     'CUDAGraphHook',
     'DeferredRuntimeInfoHook',
     'EfficientVMamba',
+    'ExactResumeHook',
     'ForeachExponentialMovingAverage',
     'GroupedOptimWrapperConstructor',
+    'SignalHook',
     '__version__',
 ]

@@ -70,7 +70,7 @@ ROOMS = {
         within=('layers', 'fast', 'backbones'), outside=('torch', 'mmengine')
     ),
     'compat': Room(
-        within=('compat',),
+        within=('compat', 'resuming', 'weight_files'),
         outside=('numpy', 'torch', 'torchvision', 'mmengine'),
     ),
     'datasets': Room(
@@ -78,7 +78,10 @@ ROOMS = {
         outside=('numpy', 'scipy', 'sklearn', 'PIL', 'cv2'),
     ),
     'graphs': Room(within=('graphs', 'ops'), outside=('torch',)),
-    'hooks': Room(within=('graphs', 'hooks'), outside=('torch', 'mmengine')),
+    'hooks': Room(
+        within=('graphs', 'hooks', 'whole_files'),
+        outside=('numpy', 'torch', 'mmengine'),
+    ),
     'optim': Room(within=('optim',), outside=('torch', 'mmengine')),
     'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
@@ -91,7 +94,10 @@ ROOMS = {
     ),
     # The hosts and what draws are imported when they are asked for.
     'apis': Room(
-        within=('apis', 'backbones', 'checkpoint'),
+        within=(
+            *('apis', 'backbones', 'checkpoint'),
+            *('weight_files', 'whole_files'),
+        ),
         outside=(
             *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
             *('mmdet', 'mmseg', 'mmpretrain', 'pycocotools'),
@@ -100,7 +106,7 @@ ROOMS = {
     'benchmark': Room(
         within=(
             *('benchmark', 'backbones', 'deploy', 'graphs'),
-            *('ops', 'ops/scan'),
+            *('ops', 'ops/scan', 'whole_files'),
         ),
         outside=(
             *('torch', 'mmengine', 'mmcv', 'rich', 'timm'),
@@ -108,10 +114,16 @@ ROOMS = {
         ),
     ),
     'cli': Room(
-        within=('cli', 'backbones', 'compat'),
+        within=(
+            *('cli', 'backbones', 'compat', 'resuming'),
+            *('weight_files', 'whole_files'),
+        ),
         outside=('torch', 'mmengine'),
     ),
     'log': Room(within=(), outside=('mmengine',)),
+    'resuming': Room(within=('weight_files',), outside=('torch',)),
+    'weight_files': Room(within=(), outside=('torch', 'safetensors')),
+    'whole_files': Room(within=(), outside=()),
     'version': Room(within=(), outside=()),
     '__init__': Room(
         within=(
