@@ -106,7 +106,7 @@ ROOMS = {
     'benchmark': Room(
         within=(
             *('benchmark', 'backbones', 'deploy', 'graphs'),
-            *('ops', 'ops/scan', 'whole_files'),
+            *('ops', 'ops/scan', 'file_locks', 'whole_files'),
         ),
         outside=(
             *('torch', 'mmengine', 'mmcv', 'rich', 'timm'),
@@ -116,10 +116,11 @@ ROOMS = {
     'cli': Room(
         within=(
             *('cli', 'backbones', 'compat', 'resuming'),
-            *('weight_files', 'whole_files'),
+            *('file_locks', 'weight_files', 'whole_files'),
         ),
         outside=('torch', 'mmengine'),
     ),
+    'file_locks': Room(within=(), outside=()),
     'log': Room(within=(), outside=('mmengine',)),
     'resuming': Room(within=('weight_files',), outside=('torch',)),
     'weight_files': Room(within=(), outside=('torch', 'safetensors')),

@@ -1,14 +1,14 @@
 """One training in one work folder."""
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
+
+from .. import file_locks
 
 FILE = 'training.lock'
 # By torchrun, srun and mpirun.
@@ -41,36 +41,27 @@ def work_folder(folder: str | Path, launcher: str) -> Iterator[None]:
         return
     path = Path(folder, FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _acquire(path)
     try:
+        file = file_locks.acquire(path, wait=False)
+    except BlockingIOError as error:
+        raise ValueError(_refusal(path)) from error
+    except NotImplementedError as error:
+        logger.warning(
+            '%s cannot be locked (%s): a second training in it would not be '
+            'noticed',
+            path.parent,
+            error,
+        )
+        yield
+        return
+    try:
+        _sign(path, file)
         yield
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        file_locks.release(path, file)
 
 
-def _acquire(path: Path) -> TextIO:
-    while True:
-        file = path.open('a+')
-        try:
-            # Unlike flock, children do not inherit it: the workers of a
-            # killed process hold nothing.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(_refusal(path)) from error
-            logger.warning(
-                'the file system of %s has no locks (%s): two trainings in '
-                'this folder would not be noticed',
-                path.parent,
-                error.strerror,
-            )
-            return path.open('a+')
-        if _is_still(path, file):
-            break
-        # Its holder removed it between the two calls above.
-        file.close()
+def _sign(path: Path, file: TextIO) -> None:
     file.seek(0)
     left = file.read().strip()
     if left:
@@ -81,14 +72,6 @@ def _acquire(path: Path) -> TextIO:
     file.truncate()
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
     file.flush()
-    return file
-
-
-def _is_still(path: Path, file: TextIO) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
-    except FileNotFoundError:
-        return False
 
 
 def _refusal(path: Path) -> str:

@@ -78,9 +78,7 @@ def _fetch(address: str, target: Path, progress: bool) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(
-            address, str(target), progress=progress
-        )
+        torch.hub.download_url_to_file(address, str(target), progress=progress)
     except OSError as error:
         raise BrokenWeightsError(
             f'{address} could not be fetched: {error}'

@@ -91,6 +91,8 @@ train_dataloader = dict(
     batch_size=128,
     drop_last=True,
     pin_memory=True,
+    # Workers get the seed of each epoch, so that it can be repeated.
+    persistent_workers=False,
     dataset=dict(pipeline=train_pipeline),
 )
 
@@ -147,7 +149,13 @@ custom_hooks = [
 ]
 default_hooks = dict(
     runtime_info=dict(type='DeferredRuntimeInfoHook'),
-    checkpoint=dict(max_keep_ckpts=2, save_best='accuracy/top1'),
+    checkpoint=dict(
+        type='AtomicCheckpointHook',
+        max_keep_ckpts=2,
+        save_best='accuracy/top1',
+    ),
+    exact_resume=dict(type='ExactResumeHook'),
+    signals=dict(type='SignalHook'),
 )
 # Without _delete_ a key of the base would reach the visualizer as an argument.
 visualizer = dict(
