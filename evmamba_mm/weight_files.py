@@ -77,6 +77,20 @@ def read_weights(
     return loaded
 
 
+def mismatch(message: str) -> str:
+    """Shorten mmengine's list of keys to counts and examples, in a line."""
+    parts = []
+    for kind in ('unexpected key', 'missing keys'):
+        found = re.search(rf'{kind} in source state_dict: (.+)', message)
+        if found:
+            keys = found[1].split(', ')
+            parts.append(f'{len(keys)} {kind.split()[0]} ({keys[0]}, ...)')
+    shapes = re.findall(r'size mismatch for (\S+?):', message)
+    if shapes:
+        parts.append(f'{len(shapes)} of another shape ({shapes[0]}, ...)')
+    return ', '.join(parts) or ' '.join(message.split())[:300]
+
+
 def _is_safetensors(head: bytes) -> bool:
     length = int.from_bytes(head[:8], 'little')
     return head[8:9] == b'{' and length < 1 << 32
@@ -164,7 +178,7 @@ def _what_is(path: Path, head: bytes, error: Exception) -> str:
         return 'is a web page, not a checkpoint; download the file itself'
     if isinstance(error, UnpicklingError):
         name = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if name or re.search('asks for|[Uu]nsupported', str(error)):
+        if name or re.search('asks for|reduce for|Can only', str(error)):
             what = f' ({name[1]})' if name else ''
             return (
                 f'was refused: it holds more than tensors{what}, and loading '

@@ -5,7 +5,7 @@ import signal
 import sys
 
 # Between a signal and the end of processes that write a checkpoint.
-SHUTDOWN_SECONDS = '120'
+SHUTDOWN_SECONDS = '60'
 
 
 def end_by_signal(number, frame):

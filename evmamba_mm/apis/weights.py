@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
-from ..weight_files import BrokenWeightsError
+from ..weight_files import BrokenWeightsError, mismatch
 
 # Where the hosts' models keep the part that knows the number of classes.
 HEADS = (
@@ -61,8 +61,8 @@ def load_weights(
         raise BrokenWeightsError(f'{origin} {error}') from error
     except (RuntimeError, OSError, KeyError) as error:
         raise ValueError(
-            f'{origin} {checkpoint!r} cannot be loaded into the model of the '
-            f'config: {shortened(error)}'
+            f'{origin} {checkpoint!r} does not fit the model of the config: '
+            f'{mismatch(str(error))}'
         ) from error
     return loaded.get('meta', {})
 
@@ -70,13 +70,6 @@ def load_weights(
 def say(text: str) -> None:
     """Print on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def shortened(error: Exception) -> str:
-    """The lines of an error, each cut where it lists key after key."""
-    lines = (line.strip() for line in str(error).splitlines())
-    kept = [line[:200] + ' ...' * (len(line) > 200) for line in lines if line]
-    return '\n  '.join(kept[:8] or [type(error).__name__])
 
 
 def initialise(model: nn.Module, cfg: Config) -> None:

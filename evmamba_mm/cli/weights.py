@@ -1,7 +1,6 @@
 """Reports missing checkpoints and checkpoints of another model."""
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones import ARCHS, EfficientVMamba
 from ..backbones.pretrained import check_pretrained
-from ..weight_files import BrokenWeightsError
+from ..weight_files import BrokenWeightsError, mismatch
 from .checks import children
 
 # The pages of the released weights, by the backbone's arch.
@@ -164,17 +163,3 @@ def load_strictly(runner: Runner) -> None:
             ) from error
 
     runner.load_checkpoint = load_checkpoint
-
-
-def mismatch(message: str) -> str:
-    """Shorten mmengine's list of keys to counts and examples, in a line."""
-    parts = []
-    for kind in ('unexpected key', 'missing keys'):
-        found = re.search(rf'{kind} in source state_dict: (.+)', message)
-        if found:
-            keys = found[1].split(', ')
-            parts.append(f'{len(keys)} {kind.split()[0]} ({keys[0]}, ...)')
-    shapes = re.findall(r'size mismatch for (\S+?):', message)
-    if shapes:
-        parts.append(f'{len(shapes)} of another shape ({shapes[0]}, ...)')
-    return ', '.join(parts) or ' '.join(message.split())[:300]

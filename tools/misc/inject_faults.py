@@ -84,7 +84,14 @@ def main(argv=None):
         ) as bar,
     ):
         tally = Tally(bar, bar.add_task('', total=None))
-        run_all(args, folder, tally)
+        try:
+            run_all(args, folder, tally)
+        finally:
+            report(args, tally, command)
+    return 1 if tally.failures else 0
+
+
+def report(args, tally, command):
     rows = [
         dict(what=what, tried=tried, held=held, command=command)
         for what, (tried, held) in tally.counts.items()
@@ -98,7 +105,6 @@ def main(argv=None):
             writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
             writer.writeheader()
             writer.writerows(rows)
-    return 1 if tally.failures else 0
 
 
 def shown(arguments):

@@ -66,7 +66,11 @@ def send_signals(lab, tally, whole, seconds, count):
         process, log = lab.start(*training(work))
         while process.is_alive() and 'Epoch(train)' not in log.read_text():
             time.sleep(0.01)
-        time.sleep(lab.chance.uniform(0, seconds * 0.4))
+        time.sleep(lab.chance.uniform(0, seconds * 0.2))
+        if not process.is_alive():
+            # Over before the signal came: nothing was tried.
+            lab.end(process, log)
+            continue
         os.kill(process.pid, getattr(signal, name))
         ended = lab.end(process, log)
         line = ended.output.splitlines()[-1]
