@@ -37,7 +37,10 @@ def parse_args(argv=None):
         'default: 4',
     )
     parser.add_argument(
-        '--no-files', action='store_true', help='leave broken files out'
+        '--files',
+        nargs='*',
+        metavar='KIND',
+        help='kinds of broken files, such as truncated; default: all',
     )
     parser.add_argument(
         '-o', '--output', type=Path, metavar='FILE.csv', help='where to write'
@@ -53,8 +56,8 @@ def run_all(args, folder, tally):
 
     laboratory = lab.Laboratory(folder, args.seed)
     whole, seconds = trainings.train_whole(laboratory)
-    if not args.no_files:
-        files.give_broken_files(laboratory, tally)
+    if args.files != []:
+        files.give_broken_files(laboratory, tally, args.files)
         files.write_results(laboratory, tally)
     trainings.kill_trainings(laboratory, tally, whole, seconds, args.kills)
     trainings.send_signals(laboratory, tally, whole, seconds, args.signals)
@@ -98,8 +101,6 @@ def report(args, tally, command):
     ]
     for row in rows:
         print(f'{row["held"]:4} of {row["tried"]:4}  {row["what"]}')
-    for failure in tally.failures:
-        print(f'did not hold: {failure}', file=sys.stderr)
     if args.output is not None:
         with args.output.open('w', newline='', encoding='utf-8') as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')

@@ -4,13 +4,12 @@ import gzip
 import io
 import pickle
 import shutil
-import sys
 import zipfile
 
 import torch
 from torch import nn
 
-from .lab import EPOCHS, TOOLS, same_training, training
+from .lab import EPOCHS, same_training, training
 
 
 def broken_files(lab, good):
@@ -50,13 +49,15 @@ def broken_files(lab, good):
     yield 'no-weights', saved(dict(meta={}, state_dict={}))
 
 
-def give_broken_files(lab, tally):
-    """Gives every kind of broken file to every command."""
+def give_broken_files(lab, tally, kinds=None):
+    """Gives kinds of broken files, by default all, to every command."""
     good = (lab.folder / 'whole' / f'epoch_{EPOCHS}.pth').read_bytes()
     init = 'model.backbone.init_cfg'
     image = 'images/class0/0.png'
     row = 'evmamba-tiny_16xb128-amp-300e_in1k'
     for kind, content in broken_files(lab, good):
+        if kinds is not None and kind not in kinds:
+            continue
         name = f'{kind}.pth'
         (lab.folder / name).write_bytes(content)
         fresh = ('train.py', 'c.py', '--work-dir', 'fresh', '--cfg-options')
@@ -81,9 +82,8 @@ def give_broken_files(lab, tally):
             ),
         }
         outcomes = {key: lab.run(*args) for key, args in commands.items()}
-        outcomes['reproduce.py --checkpoint'] = lab.run_apart(
-            sys.executable,
-            TOOLS / 'paper' / 'reproduce.py',
+        outcomes['reproduce.py --checkpoint'] = lab.run(
+            'paper/reproduce.py',
             *('--table', 2, '--row', row, '--checkpoint', name),
             *('--data-root', 'imagenet', '--results', 'results'),
         )
@@ -138,9 +138,8 @@ def write_results(lab, tally):
     )
     for kind, text in damaged.items():
         table.write_bytes(text.encode('latin-1'))
-        ended = lab.run_apart(
-            sys.executable,
-            TOOLS / 'paper' / 'reproduce.py',
+        ended = lab.run(
+            'paper/reproduce.py',
             *('--table', 2, '--row', 'evmamba-tiny_16xb128-amp-300e_in1k'),
             *('--checkpoint', 'good.pth', '--data-root', 'imagenet'),
             *('--results', 'results'),

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import runpy
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Tally:
         self.counts[what] = (tried + 1, good + bool(held))
         if not held:
             self.failures.append(f'{what}: {detail}')
+            print(f'did not hold: {what}: {detail}', file=sys.stderr)
         self.bar.update(self.task, description=what[:40], advance=1)
 
 
@@ -78,6 +80,10 @@ def as_script(tool, arguments, folder, log):
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     sys.argv = [str(tool), *map(str, arguments)]
+    # A shell that starts this in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As Python does for a script.
+    sys.path[0] = str(tool.parent)
     runpy.run_path(str(tool), run_name='__main__')
 
 
