@@ -99,21 +99,22 @@ class Lose(Hook):
 
 def test_process_that_stops_is_missed_after_the_timeout(toy):
     (toy / 'lose.py').write_text(LOSE)
+    (toy / 'lost.py').write_text(
+        "_base_ = 'toy.py'\n"
+        "custom_imports = dict(imports=['evmamba_mm', 'lose'])\n"
+        "custom_hooks = [dict(type='Lose')]\n"
+        'env_cfg = dict(dist_cfg=dict(timeout=5))\n'
+    )
+    command = ['lost.py' if x == 'toy.py' else x for x in dist(toy, 'lost')]
     status, output = run(
         toy,
-        *dist(
-            toy,
-            'work_lost',
-            'custom_imports.imports=[evmamba_mm,lose]',
-            'env_cfg.dist_cfg.timeout=5',
-            'custom_hooks=[dict(type="Lose")]',
-        ),
+        *command,
         PYTHONPATH=f'{toy}:{environment().get("PYTHONPATH", "")}',
         PORT=str(free_port()),
         TORCH_ELASTIC_SHUTDOWN_TIMEOUT='2',
     )
     assert status == 1
-    assert 'error: process 0 lost another one' in output
+    assert 'error: process 0 lost another one' in output, output
     assert 'within 5 s (env_cfg.dist_cfg.timeout)' in output
     assert output.splitlines()[-1].startswith('torchrun: process 0 (pid ')
     assert 'Traceback' not in output

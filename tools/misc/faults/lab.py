@@ -122,7 +122,12 @@ class Laboratory:
         result = subprocess.run(
             list(map(str, command)),
             cwd=self.folder,
-            env={**os.environ, 'PYTHON': sys.executable},
+            env={
+                **os.environ,
+                'PYTHON': sys.executable,
+                'PYTHONPATH': os.pathsep.join([str(self.folder), str(ROOT)]),
+                'TORCH_ELASTIC_SHUTDOWN_TIMEOUT': '5',
+            },
             capture_output=True,
             text=True,
             timeout=SECONDS,

@@ -127,12 +127,14 @@ def lose_a_process(lab, tally, count):
             f'            os.kill(os.getpid(), signal.{name})\n'
         )
         (lab.folder / 'lose.py').write_text(code)
+        (lab.folder / 'lost.py').write_text(
+            "_base_ = 'c.py'\ncustom_hooks = [dict(type='Lose')]\n"
+            "custom_imports = dict(imports=['evmamba_mm', 'lose'])\n"
+        )
         began = time.monotonic()
         ended = lab.run_apart(
-            *('bash', TOOLS / 'dist_train.sh', 'c.py', 2),
-            *('--work-dir', f'lost{number}', '--cfg-options'),
-            'custom_imports.imports=[evmamba_mm,lose]',
-            'custom_hooks.0.type=Lose',
+            *('bash', TOOLS / 'dist_train.sh', 'lost.py', 2),
+            *('--work-dir', f'lost{number}'),
         )
         seconds = time.monotonic() - began
         tally.add(
