@@ -80,7 +80,8 @@ def set_timeout(cfg: Config) -> None:
     if cfg.launcher == 'none':
         return
     settings = cfg.get('env_cfg') or {}
-    dist = dict(timeout=TIMEOUT_SECONDS, **(settings.get('dist_cfg') or {}))
+    dist = dict(settings.get('dist_cfg') or {})
+    dist.setdefault('timeout', TIMEOUT_SECONDS)
     cfg.env_cfg = dict(settings, dist_cfg=dist)
 
 
