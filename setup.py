@@ -15,7 +15,7 @@ MIM_ENTRIES = (
     'model-index.yml',
     *('tools/train.py', 'tools/test.py', 'tools/infer.py'),
     *('tools/dist_train.sh', 'tools/dist_test.sh', 'tools/slurm_train.sh'),
-    'tools/torchrun.sh',
+    *('tools/torchrun.sh', 'tools/torchrun.py'),
     'tools/analysis_tools',
     'tools/dataset_converters',
     'tools/model_converters',

@@ -18,9 +18,12 @@ from .data import (  # noqa: E402
 )
 from .data_preprocessor import BatchDataPreprocessor  # noqa: E402
 from .hooks import (  # noqa: E402
+    AtomicCheckpointHook,
     CUDAGraphHook,
     DataWaitHook,
     DeferredRuntimeInfoHook,
+    ExactResumeHook,
+    SignalHook,
 )
 from .optim import (  # noqa: E402
     ForeachExponentialMovingAverage,
@@ -31,6 +34,7 @@ register_flop_handles()
 
 __all__ = [
     'ARCHS',
+    'AtomicCheckpointHook',
     'BatchDataPreprocessor',
     'BatchRandAugment',
     'BatchRandomErasing',
@@ -41,8 +45,10 @@ __all__ = [
     'DataWaitHook',
     'DeferredRuntimeInfoHook',
     'EfficientVMamba',
+    'ExactResumeHook',
     'ForeachExponentialMovingAverage',
     'GroupedOptimWrapperConstructor',
     'LoadResizedCrop',
+    'SignalHook',
     '__version__',
 ]

@@ -50,7 +50,7 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             labels scores too.
         image_augments: Configs of transforms of whole batches, such as
             BatchRandAugment, applied in training, in this order. Chance comes
-            from torch's seed and the rank of the process.
+            from torch's generator and the rank of the process.
 
     Raises:
         ValueError: If one of mean and std is given alone, the images of a
@@ -80,7 +80,6 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         self.image_augments = [
             TRANSFORMS.build(each) for each in image_augments or ()
         ]
-        self._random: np.random.Generator | None = None
         self.to_onehot = to_onehot or self.batch_augments is not None
         if self.to_onehot and num_classes is None:
             raise ValueError('num_classes must be given to make scores')
@@ -189,14 +188,15 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
                 'images must be (B, 3, H, W) in uint8 to be augmented, got '
                 f'{tuple(images.shape)} in {images.dtype}'
             )
-        if self._random is None:
-            # Processes share a seed, unless diff_rank_seed is set.
-            seed = (torch.initial_seed() % 2**64, get_rank())
-            self._random = np.random.default_rng(seed)
+        # Drawn anew for each batch, so that a resumed training goes on as an
+        # uninterrupted one. Processes share a seed, unless diff_rank_seed is
+        # set.
+        seed = int(torch.randint(2**62, ()))
+        random = np.random.default_rng((seed, get_rank()))
         # The training's precision is too low for 256 values.
         with torch.autocast(images.device.type, enabled=False):
             for augment in self.image_augments:
-                images = augment(images, self._random)
+                images = augment(images, random)
         return images
 
     def _scores(self, label: Tensor, counts: list[int]) -> Tensor:

@@ -1,3 +1,4 @@
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -93,3 +94,13 @@ def unwritten_memory_is_nan(request):
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill_before
     torch.set_deterministic_debug_mode(mode_before)
+
+
+@pytest.fixture
+def package_log(caplog):
+    """Captures the package's logger, which does not hand on its records."""
+    logger = logging.getLogger('evmamba_mm')
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, 'evmamba_mm'):
+        yield caplog
+    logger.removeHandler(caplog.handler)

@@ -14,7 +14,6 @@ from evmamba_mm.graphs import (
     training,
 )
 
-from .compat.conftest import package_log  # noqa: F401  a fixture
 from .graph_fixtures import (
     DEVICES,
     count_replays,
@@ -159,7 +158,7 @@ def test_what_is_set_otherwise_runs_as_before(
     net,
     image,
     replays,
-    package_log,  # noqa: F811
+    package_log,
 ):
     plain = copy.deepcopy(net)
     graph_training(net, image)
@@ -198,7 +197,7 @@ def test_what_has_moved_gives_its_graph_up(
     net,
     image,
     replays,
-    package_log,  # noqa: F811
+    package_log,
 ):
     plain = copy.deepcopy(net)
     graph_training(net, image)
@@ -264,7 +263,7 @@ def test_a_call_before_the_last_backward_runs_as_before(
     net,
     image,
     replays,
-    package_log,  # noqa: F811
+    package_log,
 ):
     plain = copy.deepcopy(net)
     graph_training(net, image)

@@ -1,6 +1,8 @@
 """Evaluates a checkpoint with a config of mmpretrain, mmdet or mmseg."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -129,10 +131,18 @@ def main():
         with checks.errors_in_a_line():
             weights.check_backbone(runner, 'checkpoint', args.checkpoint)
         weights.load_strictly(runner)
-    with checks.missing_images_explained(cfg, ['test']):
+    with (
+        launch.run_in_lines(cfg),
+        checks.missing_images_explained(cfg, ['test']),
+    ):
         runner.test()
     launch.leave_group()
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        if os.environ.get('LOCAL_RANK', '0') == '0':
+            print('interrupted', file=sys.stderr)
+        sys.exit(130)

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the scripts that start torchrun, which set $usage.
+# Sourced by the scripts that start torchrun, which set $usage and $tools.
 
 refuse() {
   echo "$*" >&2
@@ -30,7 +30,7 @@ run_processes() {
   if [[ $rank == 0 ]]; then
     check_port "$port"
   fi
-  exec "${PYTHON:-python}" -m torch.distributed.run \
+  exec "${PYTHON:-python}" "$tools/torchrun.py" \
     --nnodes="$nodes" \
     --node_rank="$rank" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

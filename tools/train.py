@@ -1,6 +1,9 @@
 """Trains a config of mmpretrain, mmdet or mmseg."""
 
 import argparse
+import contextlib
+import os
+import sys
 from pathlib import Path
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -115,19 +118,32 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
-    from evmamba_mm.cli import checks, launch, weights
+    from evmamba_mm.cli import checks, launch, lock, resume, weights
 
     cfg = prepare_config(args)
-    runner = launch.build_runner(cfg)
-    with checks.errors_in_a_line():
-        for key, checkpoint, prefix in weights.starting_weights(cfg):
-            weights.check_backbone(runner, key, checkpoint, prefix)
-    if cfg.get('resume'):
-        weights.load_strictly(runner)
-    with checks.missing_images_explained(cfg, SPLITS):
-        runner.train()
+    with contextlib.ExitStack() as stack:
+        with checks.errors_in_a_line():
+            stack.enter_context(lock.work_folder(cfg.work_dir, cfg.launcher))
+            resume.choose_checkpoint(cfg)
+        runner = launch.build_runner(cfg)
+        with checks.errors_in_a_line():
+            for key, checkpoint, prefix in weights.starting_weights(cfg):
+                weights.check_backbone(runner, key, checkpoint, prefix)
+        if cfg.get('resume'):
+            weights.load_strictly(runner)
+        stack.enter_context(launch.run_in_lines(cfg))
+        with checks.missing_images_explained(cfg, SPLITS):
+            runner.train()
     launch.leave_group()
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        if os.environ.get('LOCAL_RANK', '0') == '0':
+            print(
+                'interrupted; --resume goes on from the last checkpoint',
+                file=sys.stderr,
+            )
+        sys.exit(130)

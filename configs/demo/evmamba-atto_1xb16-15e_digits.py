@@ -37,7 +37,6 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=16,
     num_workers=1,
-    persistent_workers=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
@@ -85,7 +84,9 @@ auto_scale_lr = dict(base_batch_size=16)
 
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=max_epochs),
+    checkpoint=dict(type='AtomicCheckpointHook', interval=max_epochs),
+    exact_resume=dict(type='ExactResumeHook'),
+    signals=dict(type='SignalHook'),
 )
 visualizer = dict(
     _delete_=True,

@@ -108,6 +108,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -154,7 +155,9 @@ auto_scale_lr = dict(base_batch_size=8)
 
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=max_epochs),
+    checkpoint=dict(type='AtomicCheckpointHook', interval=max_epochs),
+    exact_resume=dict(type='ExactResumeHook'),
+    signals=dict(type='SignalHook'),
 )
 visualizer = dict(
     _delete_=True,

@@ -6,7 +6,7 @@ token among the patches; which one, its keys say.
 
 import argparse
 import math
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,10 +22,14 @@ from ..backbones import (
     VMamba,
 )
 from ..checkpoint import ConvertedCheckpoint, convert_released
+from ..weight_files import read_weights
+from ..whole_files import written_whole
 
 # Where released files and their relatives keep the weights.
 PLAIN_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')
+# No released name begins so; a classifier's or a host's begin by `backbone.`.
+CONVERTED = re.compile(r'(module\.)*(backbone\.|stages\.\d|patch_embed\.conv)')
 # Widths and depths of each published variant, by model.
 SIZES = {
     'EfficientVMamba': {k: (v.channels, v.depths) for k, v in ARCHS.items()},
@@ -35,28 +39,31 @@ SIZES = {
 
 
 def read_checkpoint(path: Path) -> Mapping:
-    """Load a file without executing anything that it holds."""
-    if not path.is_file():
-        raise ValueError(f'there is no file {path}')
+    """Load a file without executing anything that it holds.
+
+    Raises:
+        ValueError: If it is not there, broken, or converted already.
+    """
     # Training scripts store their arguments, a plain container, beside.
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
-        loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
+        loaded = read_weights(path)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    if is_converted(loaded):
         raise ValueError(
-            f'{path} was refused: it holds more than tensors, and loading '
-            f'it could run code. {str(error).splitlines()[0]}'
-        ) from error
-    except (EOFError, RuntimeError, OSError) as error:
-        raise ValueError(
-            f'{path} cannot be read, it may be truncated; download it again. '
-            f'{str(error).splitlines()[0]}'
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise ValueError(
-            f'{path} holds a {type(loaded).__name__}, not a state dict'
+            f'{path} is already converted: a host loads it as it is, by '
+            "load_from, or by init_cfg with prefix='backbone.'"
         )
     return loaded
+
+
+def is_converted(loaded: Mapping) -> bool:
+    """Return whether a loaded file has the names of this package."""
+    weights = loaded.get('state_dict', loaded)
+    if not isinstance(weights, Mapping):
+        return False
+    return any(CONVERTED.match(str(key)) for key in weights)
 
 
 def select_weights(loaded: Mapping, ema: bool) -> Mapping[str, Tensor]:
@@ -171,6 +178,7 @@ def convert_checkpoint(
         source=source.name,
         ema=ema,
     )
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(meta=meta, state_dict=converted.state_dict), destination)
+    content = dict(meta=meta, state_dict=converted.state_dict)
+    with written_whole(destination) as part:
+        torch.save(content, part)
     return converted

@@ -3,7 +3,6 @@
 import colorsys
 import contextlib
 import logging
-import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
+
+from ..weight_files import BrokenWeightsError, mismatch
 
 # Where the hosts' models keep the part that knows the number of classes.
 HEADS = (
@@ -56,15 +57,12 @@ def load_weights(
         loaded = load_checkpoint(
             model, checkpoint, map_location='cpu', strict=True
         )
-    except pickle.UnpicklingError as error:
+    except BrokenWeightsError as error:
+        raise BrokenWeightsError(f'{origin} {error}') from error
+    except (RuntimeError, OSError, KeyError) as error:
         raise ValueError(
-            f'{origin} {checkpoint!r} was refused: it holds more than '
-            f'tensors, and loading it could run code. {first_line(error)}'
-        ) from error
-    except (RuntimeError, OSError, EOFError, KeyError) as error:
-        raise ValueError(
-            f'{origin} {checkpoint!r} cannot be loaded into the model of the '
-            f'config: {shortened(error)}'
+            f'{origin} {checkpoint!r} does not fit the model of the config: '
+            f'{mismatch(str(error))}'
         ) from error
     return loaded.get('meta', {})
 
@@ -72,18 +70,6 @@ def load_weights(
 def say(text: str) -> None:
     """Print on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).partition('\n')[0]
-
-
-def shortened(error: Exception) -> str:
-    """The lines of an error, each cut where it lists key after key."""
-    lines = (line.strip() for line in str(error).splitlines())
-    kept = [line[:200] + ' ...' * (len(line) > 200) for line in lines if line]
-    return '\n  '.join(kept[:8] or [type(error).__name__])
 
 
 def initialise(model: nn.Module, cfg: Config) -> None:
@@ -94,7 +80,7 @@ def initialise(model: nn.Module, cfg: Config) -> None:
         try:
             with quiet_log():
                 model.init_weights()
-        except OSError as error:
+        except (BrokenWeightsError, OSError) as error:
             raise ValueError(
                 f'no CHECKPOINT given, and the init_cfg of {listed} cannot '
                 f'be loaded: {error}'

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ..file_locks import alone
+from ..whole_files import written_whole
+
 KEY = ('model', 'mode', 'phase', 'batch', 'size', 'dtype', 'device')
 
 
@@ -83,18 +86,19 @@ def check_positive(cell: str, where: str) -> None:
 def store(path: str | Path, row: Row) -> None:
     """Adds a row to a file, in place of an older one of the same key."""
     path = Path(path)
-    stored = read(path) if path.is_file() else []
     new = row.texts()
-    keys = [key_of(old) for old in stored]
-    if key_of(new) in keys:
-        stored[keys.index(key_of(new))] = new
-    else:
-        stored.append(new)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(stored)
+    with alone(path):
+        stored = read(path) if path.is_file() else []
+        keys = [key_of(old) for old in stored]
+        if key_of(new) in keys:
+            stored[keys.index(key_of(new))] = new
+        else:
+            stored.append(new)
+        with written_whole(path) as part:
+            with part.open('w', newline='', encoding='utf-8') as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+                writer.writeheader()
+                writer.writerows(stored)
 
 
 def markdown(rows: list[dict[str, str]], unit: str) -> str:

@@ -41,7 +41,9 @@ DOWNLOADING = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
 
 
 @contextlib.contextmanager
-def errors_in_a_line() -> Iterator[None]:
+def errors_in_a_line(
+    kinds: tuple[type[Exception], ...] = (ValueError, FileNotFoundError),
+) -> Iterator[None]:
     """Exits with a mistake's message.
 
     Each of several processes says it: torchrun ends all others, said or not,
@@ -49,7 +51,7 @@ def errors_in_a_line() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except kinds as error:
         sys.exit(f'error: {error}')
 
 

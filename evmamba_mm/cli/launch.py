@@ -1,8 +1,12 @@
 """The config and the Runner of train.py and test.py."""
 
 import argparse
+import contextlib
+import errno
 import os
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +16,16 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from ..compat import init_cpu_dist
+from ..weight_files import BrokenWeightsError
 from . import checks
+
+# Until a process that waits for another one gives up.
+TIMEOUT_SECONDS = 1800
+# What gloo and NCCL say about a process that is gone or does not answer.
+LOST = (
+    r'Timed out|timeout|Connection (closed|reset)|Broken pipe|'
+    r'remote process exited|[Cc]onnection was likely closed'
+)
 
 
 def load_config(path: str | Path, pairs: Sequence[str] = ()) -> Config:
@@ -54,10 +67,51 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for, on a GPU or the CPU."""
     with checks.errors_in_a_line():
         check_gpu_of_process(cfg.launcher)
-    init_cpu_dist(cfg, cfg.launcher)
+    set_timeout(cfg)
+    with checks.errors_in_a_line():
+        init_cpu_dist(cfg, cfg.launcher)
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
+
+
+def set_timeout(cfg: Config) -> None:
+    """Give processes that wait for one another a limit, if none is set."""
+    if cfg.launcher == 'none':
+        return
+    settings = cfg.get('env_cfg') or {}
+    dist = dict(settings.get('dist_cfg') or {})
+    dist.setdefault('timeout', TIMEOUT_SECONDS)
+    cfg.env_cfg = dict(settings, dist_cfg=dist)
+
+
+@contextlib.contextmanager
+def run_in_lines(cfg: Config) -> Iterator[None]:
+    """Ends a training or a test with a line where the cause is known.
+
+    That is a file of weights that cannot be used, a full disk, or another
+    process that is gone or does not answer.
+    """
+    with checks.errors_in_a_line((BrokenWeightsError,)):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            sys.exit(
+                f'error: {error.strerror}: {error.filename or cfg.work_dir}; '
+                'what was saved before is whole'
+            )
+        except RuntimeError as error:
+            lost = distributed.is_initialized() and re.search(LOST, str(error))
+            if not lost:
+                raise
+            seconds = cfg.env_cfg.dist_cfg.timeout
+            sys.exit(
+                f'error: process {distributed.get_rank()} lost another one, '
+                f'which ended or did not answer within {seconds} s '
+                '(env_cfg.dist_cfg.timeout)'
+            )
 
 
 def leave_group() -> None:

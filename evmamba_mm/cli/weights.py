@@ -1,8 +1,7 @@
 """Reports missing checkpoints and checkpoints of another model."""
 
-import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones import ARCHS, EfficientVMamba
 from ..backbones.pretrained import check_pretrained
+from ..weight_files import BrokenWeightsError, mismatch
 from .checks import children
 
 # The pages of the released weights, by the backbone's arch.
@@ -92,6 +92,8 @@ def check_backbone(
     settings = dict(checkpoint=checkpoint, prefix=prefix)
     try:
         check_pretrained(backbone, settings)
+    except BrokenWeightsError as error:
+        raise BrokenWeightsError(f'{key}: {error}') from error
     except ValueError as error:
         stored, built = stored_arch(checkpoint), arch_of(backbone.state_dict())
         if stored is None or stored == built:
@@ -128,11 +130,9 @@ def arch_of(state_dict: Mapping[str, Tensor]) -> str | None:
 
 def starting_weights(cfg: Config) -> Iterator[tuple[str, str, str | None]]:
     """Yields (key, checkpoint, prefix) of what the backbone starts from."""
-    last = Path(cfg.work_dir, 'last_checkpoint')
     if cfg.get('load_from'):
-        yield 'load_from', cfg.load_from, 'backbone.'
-    elif cfg.get('resume') and last.is_file():
-        yield 'resume', last.read_text().strip(), 'backbone.'
+        key = 'resume' if cfg.get('resume') else 'load_from'
+        yield key, cfg.load_from, 'backbone.'
     for key, init_cfg in pretrained_configs(cfg.get('model'), 'model'):
         if key.startswith('model.backbone.'):
             yield key, init_cfg['checkpoint'], init_cfg.get('prefix')
@@ -143,6 +143,23 @@ def load_strictly(runner: Runner) -> None:
 
     A model with weights left at random would still print a score.
     """
-    runner.load_checkpoint = functools.partial(
-        runner.load_checkpoint, strict=True
-    )
+    load = runner.load_checkpoint
+
+    def load_checkpoint(
+        filename: str,
+        map_location: str | Callable = 'cpu',
+        strict: bool = True,
+        revise_keys: list = [(r'^module.', '')],  # noqa: B006  mmengine's
+    ) -> dict:
+        try:
+            return load(filename, map_location, True, revise_keys)
+        except RuntimeError as error:
+            if 'do not match exactly' not in str(error):
+                raise
+            raise BrokenWeightsError(
+                f'{filename} does not fit the model of the config: '
+                f'{mismatch(str(error))}; the config is of another model, or '
+                'the file is'
+            ) from error
+
+    runner.load_checkpoint = load_checkpoint

@@ -6,6 +6,8 @@ calls `init_cpu_dist` itself.
 """
 
 from . import (
+    checkpoint_files,
+    latest_checkpoint,
     mmcv_ops,
     mmpretrain_multimodal,
     resumed_config,
@@ -25,3 +27,5 @@ def apply() -> None:
     mmpretrain_multimodal.apply()
     safe_loading.apply()
     resumed_config.apply()
+    checkpoint_files.apply()
+    latest_checkpoint.apply()

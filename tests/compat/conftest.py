@@ -1,5 +1,3 @@
-import logging
-
 import pytest
 import torch
 
@@ -19,13 +17,3 @@ import evmamba_mm  # noqa: F401  mends what the tests import next
 )
 def device(request):
     return torch.device(request.param)
-
-
-@pytest.fixture
-def package_log(caplog):
-    """Captures the package's logger, which does not hand on its records."""
-    logger = logging.getLogger('evmamba_mm')
-    logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.INFO, 'evmamba_mm'):
-        yield caplog
-    logger.removeHandler(caplog.handler)

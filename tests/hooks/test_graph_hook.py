@@ -11,7 +11,6 @@ from torch import nn
 
 from evmamba_mm import CUDAGraphHook
 
-from ..compat.conftest import package_log  # noqa: F401  a fixture
 from ..compat.processes import run_python
 from ..graph_fixtures import NEEDS_GPU, count_replays, make_up_graphs
 from . import train_classifier
@@ -102,7 +101,7 @@ def test_what_cannot_be_captured_is_refused(hook, runner, message):
 
 
 def test_what_cannot_be_captured_is_trained_where_that_is_not_asked_for(
-    package_log,  # noqa: F811
+    package_log,
 ):
     part = Recomputing(1, 1, 1)
     hook = CUDAGraphHook(strict=False)
@@ -126,7 +125,7 @@ class Waiting(nn.Conv2d):
 
 
 @NEEDS_GPU
-def test_training_goes_on_after_a_capture_that_failed(package_log):  # noqa: F811
+def test_training_goes_on_after_a_capture_that_failed(package_log):
     part = Waiting(3, 4, 1).cuda()
     runner = Made(model_of(part))
     hook = CUDAGraphHook(repeats=1, strict=False)
@@ -142,7 +141,7 @@ def test_training_goes_on_after_a_capture_that_failed(package_log):  # noqa: F81
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_without_a_gpu_it_warns_and_trains(tmp_path, package_log):  # noqa: F811
+def test_without_a_gpu_it_warns_and_trains(tmp_path, package_log):
     losses, model, _ = run(tmp_path, 'fp32', [HOOK])
     assert len(losses) == 9
     warnings = [
@@ -170,7 +169,7 @@ def step(hook, runner, image, *, training=True):
 def test_shapes_are_captured_after_their_repeats(
     part,
     monkeypatch,
-    package_log,  # noqa: F811
+    package_log,
 ):
     make_up_graphs(monkeypatch)
     replays = count_replays(monkeypatch)
@@ -201,7 +200,7 @@ def test_shapes_are_captured_after_their_repeats(
 def test_a_training_without_a_capture_is_told(
     part,
     monkeypatch,
-    package_log,  # noqa: F811
+    package_log,
 ):
     make_up_graphs(monkeypatch)
     runner = Made(model_of(part))

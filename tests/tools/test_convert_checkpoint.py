@@ -114,7 +114,7 @@ def test_truncated_file(tool, released_file, capsys):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     error = fails(tool, capsys, path, path.with_name('out.pth'))
-    assert 'cannot be read, it may be truncated' in error
+    assert 'is truncated or damaged' in error
 
 
 def test_missing_file(tool, tmp_path, capsys):
@@ -147,9 +147,9 @@ def test_not_a_checkpoint(tool, tmp_path, capsys):
     torch.save(torch.zeros(3), tmp_path / 'a.pth')
     error = fails(tool, capsys, tmp_path / 'a.pth', tmp_path / 'b.pth')
     assert 'holds a Tensor, not a state dict' in error
-    torch.save(dict(epoch=3), tmp_path / 'a.pth')
+    torch.save(dict(epoch=torch.ones(3), args=3), tmp_path / 'a.pth')
     error = fails(tool, capsys, tmp_path / 'a.pth', tmp_path / 'b.pth')
-    assert 'has none of state_dict, model; it has epoch' in error
+    assert 'has none of state_dict, model; it has epoch, args' in error
 
 
 def test_no_averaged_weights(tool, tmp_path, capsys):

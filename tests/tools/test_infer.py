@@ -330,7 +330,7 @@ def save_exploit(path):
 @pytest.mark.parametrize(
     'host, checkpoint, extra, message',
     [
-        ('mmpretrain', 'other', [], 'unexpected key in source'),
+        ('mmpretrain', 'other', [], 'does not fit the model of the config: '),
         ('mmpretrain', 'text', [], 'text'),
         ('mmpretrain', 'exploit', [], 'loading it could run code'),
         ('mmpretrain', None, ['load_from=no.pth'], "'no.pth': there is no"),

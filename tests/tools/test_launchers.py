@@ -178,7 +178,7 @@ def test_two_machines_of_a_slurm_job_train_one_model(toy, cluster):
     for rank in range(2):
         started = (cluster / f'python{rank}.txt').read_text().splitlines()
         assert started == [
-            *('-m', 'torch.distributed.run', '--nnodes=2'),
+            *(str(TOOLS / 'torchrun.py'), '--nnodes=2'),
             *(f'--node_rank={rank}', '--master_addr=127.0.0.1'),
             *(f'--master_port={port}', '--nproc_per_node=1'),
             *(str(TOOLS / 'train.py'), 'toy.py', '--launcher', 'pytorch'),

@@ -329,7 +329,7 @@ def test_starting_weights_of_a_config(monkeypatch, tmp_path):
     own = ('model.backbone.init_cfg.0', 'a.pth', 'p.')
     cfg.resume = True
     assert list(weights.starting_weights(cfg)) == [own]
-    (tmp_path / 'last_checkpoint').write_text('work/epoch_3.pth')
+    cfg.load_from = 'work/epoch_3.pth'
     first = ('resume', 'work/epoch_3.pth', 'backbone.')
     assert list(weights.starting_weights(cfg)) == [first, own]
     cfg.load_from = 'b.pth'

@@ -127,4 +127,8 @@ def main(argv=None):
 if __name__ == '__main__':
     # The reader of a pipe may leave, as `head` does.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)

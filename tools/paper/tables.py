@@ -76,6 +76,8 @@ class Output:
         self.stale = []
 
     def put(self, path, text):
+        from evmamba_mm.whole_files import written_whole
+
         old = path.read_text(encoding='utf-8') if path.is_file() else ''
         if old == text:
             return
@@ -84,7 +86,8 @@ class Output:
             name = name.relative_to(ROOT)
         self.stale.append(str(name))
         if not self.check:
-            path.write_text(text, encoding='utf-8')
+            with written_whole(path) as part:
+                part.write_text(text, encoding='utf-8')
             print(f'written: {name}')
             return
         print(f'not up to date: {name}')

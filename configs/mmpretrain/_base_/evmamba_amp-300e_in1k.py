@@ -106,6 +106,8 @@ train_dataloader = dict(
     drop_last=True,
     pin_memory=True,
     collate_fn=dict(type='stack_samples'),
+    # Workers get the seed of each epoch, so that it can be repeated.
+    persistent_workers=False,
     dataset=dict(pipeline=train_pipeline),
 )
 
@@ -163,7 +165,13 @@ custom_hooks = [
 default_hooks = dict(
     runtime_info=dict(type='DeferredRuntimeInfoHook'),
     data_wait=dict(type='DataWaitHook'),
-    checkpoint=dict(max_keep_ckpts=2, save_best='accuracy/top1'),
+    checkpoint=dict(
+        type='AtomicCheckpointHook',
+        max_keep_ckpts=2,
+        save_best='accuracy/top1',
+    ),
+    exact_resume=dict(type='ExactResumeHook'),
+    signals=dict(type='SignalHook'),
 )
 # Without _delete_ a key of the base would reach the visualizer as an argument.
 visualizer = dict(

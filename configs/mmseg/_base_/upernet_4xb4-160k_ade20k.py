@@ -39,7 +39,11 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 default_hooks = dict(
     runtime_info=dict(type='DeferredRuntimeInfoHook'),
-    checkpoint=dict(max_keep_ckpts=3, save_best='mIoU'),
+    checkpoint=dict(
+        type='AtomicCheckpointHook', max_keep_ckpts=3, save_best='mIoU'
+    ),
+    exact_resume=dict(type='ExactResumeHook'),
+    signals=dict(type='SignalHook'),
 )
 custom_hooks = [dict(type='CUDAGraphHook', strict=False)]
 # Without _delete_ a key of the base would reach the visualizer as an argument.

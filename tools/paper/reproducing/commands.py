@@ -78,18 +78,28 @@ def run_test(command, work_dir):
 
 
 def trained_checkpoint(work_dir):
-    """The best checkpoint of a training, or the last one.
+    """The newest best checkpoint of a training that loads, or the last one.
 
     Raises:
         ValueError: If there is none.
     """
+    from evmamba_mm.resuming import newest_checkpoint
+    from evmamba_mm.weight_files import BrokenWeightsError, read_weights
+
     best = sorted(
         Path(work_dir).glob('best_*.pth'),
         key=lambda path: path.stat().st_mtime,
     )
-    if best:
-        return best[-1]
-    last = Path(work_dir, 'last_checkpoint')
-    if not last.is_file():
+    for path in reversed(best):
+        try:
+            read_weights(path)
+        except BrokenWeightsError as error:
+            print(f'not tested: {error}', file=sys.stderr)
+            continue
+        return path
+    last, notes = newest_checkpoint(work_dir)
+    for note in notes:
+        print(note, file=sys.stderr)
+    if last is None:
         raise ValueError(f'the training left no checkpoint in {work_dir}')
-    return Path(last.read_text().strip())
+    return last

@@ -37,6 +37,14 @@ class Plan:
             return
         raise ValueError(f'--checkpoint: there is no file {given!r}')
 
+    def read_checkpoint(self):
+        """Refuses a broken file before anything is run."""
+        from evmamba_mm.weight_files import read_weights
+
+        given = self.args.checkpoint
+        if given is not None and '://' not in given:
+            read_weights(given)
+
     @property
     def options(self):
         own = data.config_options(self.dataset, self.root)
@@ -204,6 +212,8 @@ class Plan:
         """Does it all; returns 1 if a cell is outside of its tolerance."""
         print(f'table {self.args.table}, row {self.row.number}: {self.name}')
         data.check(self.dataset, self.root, self.split)
+        measured.check(self.results)
+        self.read_checkpoint()
         checkpoint = self.args.checkpoint
         for entry, path, ema in self.needed_weights():
             released.obtain(entry, path, ema)
@@ -221,12 +231,14 @@ class Plan:
             lines += [
                 self.line(metric, scores, checkpoint) for metric in chosen
             ]
-        measured.write(self.results, lines)
+        # First, so that nothing measured is lost with the file.
         for line in lines:
             print(
                 f'{line["metric"]}: measured {line["measured"]}, paper '
-                f'{line["paper"]} ± {line["tolerance"]}: {line["verdict"]}'
+                f'{line["paper"]} ± {line["tolerance"]}: {line["verdict"]}',
+                flush=True,
             )
+        measured.write(self.results, lines)
         print(f'{self.results} written')
         outside = (metrics.ABOVE, metrics.BELOW)
         return int(any(line['verdict'] in outside for line in lines))

@@ -89,9 +89,9 @@ def check_origin(entry, path, ema):
     Raises:
         ValueError: If the file was not translated from the released one.
     """
-    import torch
+    from evmamba_mm.weight_files import read_weights
 
-    meta = torch.load(path, 'cpu', weights_only=True).get('meta', {})
+    meta = read_weights(path).get('meta', {})
     if (meta.get('source'), meta.get('ema')) == (entry['file'], ema):
         return
     raise ValueError(

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from evmamba_mm import ARCHS
 
-from .paper import ABLATIONS, COMPUTED, ROOT, TABLES, read_csv, read_table
+from .paper import (
+    ABLATIONS,
+    COMPUTED,
+    RELIABILITY,
+    ROOT,
+    TABLES,
+    read_csv,
+    read_table,
+)
 from .zoo import CONVERTER, RELEASED
 
 MARKERS = re.compile(
@@ -172,10 +180,21 @@ def weights(folder):
     return table([*heads, 'converter', ''], body)
 
 
+def reliability(folder):
+    """What was tried to break things, of every file of such runs."""
+    heads = ['what', 'tried', 'held', 'command']
+    body = [
+        [row['what'], row['tried'], row['held'], f'`{row["command"]}`']
+        for path in sorted(RELIABILITY.glob('*.csv'))
+        for row in read_csv(path)
+    ]
+    return table(heads, body)
+
+
 def render(name, folder):
     """Returns the table of a marker for a page in `folder`."""
     own = dict(variants=variants, results=results, weights=weights)
-    own['ablations'] = ablations
+    own |= dict(ablations=ablations, reliability=reliability)
     if name in TABLES:
         return paper_table(name, folder)
     if name in own:

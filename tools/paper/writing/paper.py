@@ -10,6 +10,7 @@ RESULTS = ROOT / 'tools' / 'paper' / 'results'
 PAPER = RESULTS / 'paper'
 COMPUTED = RESULTS / 'computed'
 ABLATIONS = RESULTS / 'ablations.csv'
+RELIABILITY = RESULTS / 'reliability'
 TABLES = tuple(f'table{number}' for number in range(1, 9))
 # RetinaNet's rows leave out what is frozen: those of ResNet show it.
 TRAINABLE_ONLY = ('table3',)

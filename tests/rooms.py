@@ -1,0 +1,141 @@
+"""What each room of the package may import."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the files of one room may import besides the standard library.
+
+    `within` names rooms of the package, `outside` other packages, and
+    `single` a file of the room that may import a further package or room.
+    """
+
+    within: tuple[str, ...]
+    outside: tuple[str, ...]
+    single: tuple[tuple[str, str], ...] = ()
+    modules_allowed: bool = True
+
+
+ROOMS = {
+    'ops': Room(
+        within=('ops', 'ops/scan'),
+        outside=('torch',),
+        modules_allowed=False,
+    ),
+    'ops/scan': Room(
+        within=('ops', 'ops/scan', 'arguments'),
+        outside=('torch',),
+        single=(
+            ('cuda', 'ops/scan/cuda/compiler'),
+            ('numba', 'ops/scan/numba_kernels'),
+            ('numpy', 'ops/scan/numba_kernels'),
+            ('mamba_ssm', 'ops/scan/mamba_scan'),
+            ('selective_scan_cuda', 'ops/scan/mamba_scan'),
+            ('ops/triton', 'ops/scan/cuda/projection'),
+            ('ops/triton', 'ops/scan/cuda/host'),
+        ),
+        modules_allowed=False,
+    ),
+    'ops/triton': Room(
+        within=('ops', 'ops/triton'),
+        outside=('torch', 'triton'),
+        modules_allowed=False,
+    ),
+    'layers': Room(
+        within=('ops', 'ops/scan', 'layers', 'arguments'), outside=('torch',)
+    ),
+    'fast': Room(
+        within=('ops', 'ops/scan', 'ops/triton', 'layers', 'fast'),
+        outside=('torch',),
+    ),
+    'backbones': Room(
+        within=('layers', 'fast', 'backbones', 'arguments'),
+        outside=('torch', 'mmengine'),
+    ),
+    'compat': Room(
+        within=('compat', 'resuming', 'weight_files'),
+        outside=('numpy', 'torch', 'torchvision', 'mmengine'),
+    ),
+    'datasets': Room(
+        within=('datasets',),
+        outside=('numpy', 'scipy', 'sklearn', 'PIL', 'cv2'),
+    ),
+    'data': Room(
+        within=('data',),
+        outside=(
+            *('numpy', 'torch', 'mmengine', 'rich', 'cv2', 'PIL'),
+            'mmpretrain',
+        ),
+    ),
+    'graphs': Room(within=('graphs', 'ops', 'arguments'), outside=('torch',)),
+    'hooks': Room(
+        within=('graphs', 'hooks', 'arguments', 'whole_files'),
+        outside=('numpy', 'torch', 'mmengine'),
+    ),
+    'optim': Room(
+        within=('optim', 'arguments'), outside=('torch', 'mmengine')
+    ),
+    'deploy': Room(
+        within=('layers', 'fast', 'backbones', 'arguments'),
+        outside=('torch',),
+    ),
+    'arguments': Room(within=(), outside=('torch',)),
+    'checkpoint': Room(within=(), outside=('torch',)),
+    'data_preprocessor': Room(
+        within=('arguments',),
+        outside=('numpy', 'torch', 'mmengine', 'mmpretrain'),
+    ),
+    'analysis': Room(
+        within=('analysis', 'apis', 'arguments', 'backbones', 'ops'),
+        outside=('numpy', 'torch', 'mmengine'),
+    ),
+    # The hosts and what draws are imported when they are asked for.
+    'apis': Room(
+        within=(
+            *('apis', 'arguments', 'backbones', 'checkpoint'),
+            *('weight_files', 'whole_files'),
+        ),
+        outside=(
+            *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
+            *('mmdet', 'mmseg', 'mmpretrain', 'pycocotools'),
+        ),
+    ),
+    'benchmark': Room(
+        within=(
+            *('benchmark', 'backbones', 'deploy', 'graphs'),
+            *('ops', 'ops/scan', 'file_locks', 'whole_files'),
+        ),
+        outside=(
+            *('torch', 'mmengine', 'mmcv', 'cv2', 'rich', 'timm'),
+            *('mmdet', 'mmpretrain'),
+        ),
+    ),
+    'cli': Room(
+        within=(
+            *('cli', 'backbones', 'compat', 'resuming'),
+            *('file_locks', 'weight_files', 'whole_files'),
+        ),
+        outside=('torch', 'mmengine'),
+    ),
+    'file_locks': Room(within=(), outside=()),
+    'log': Room(within=(), outside=('mmengine',)),
+    'resuming': Room(within=('weight_files',), outside=('torch',)),
+    'weight_files': Room(within=(), outside=('torch', 'safetensors')),
+    'whole_files': Room(within=(), outside=()),
+    'version': Room(within=(), outside=()),
+    '__init__': Room(
+        within=(
+            'analysis',
+            'backbones',
+            'compat',
+            'data',
+            'data_preprocessor',
+            'hooks',
+            'log',
+            'optim',
+            'version',
+        ),
+        outside=(),
+    ),
+}

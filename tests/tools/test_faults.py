@@ -1,0 +1,203 @@
+"""Kills, signals and broken files, as a user of the tools meets them.
+
+`tools/misc/inject_faults.py` does more of it.
+"""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from evmamba_mm.cli import lock, resume
+from evmamba_mm.weight_files import BrokenWeightsError
+
+from .test_launchers import environment, run, wait_for
+from .test_train_test import TOOLS, free_port, load_tool
+
+LONG = ('train_cfg.max_epochs=100000', 'default_hooks.logger.interval=1')
+NO_VAL = ('val_dataloader=None', 'val_cfg=None', 'val_evaluator=None')
+HOOKS = (
+    'default_hooks.signals.type=SignalHook',
+    'default_hooks.signals.interval=2',
+)
+
+
+def start(folder, *command, **extra):
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=folder,
+        env=environment(**extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_second_training_is_refused_and_ctrl_c_is_a_line(toy):
+    command = [sys.executable, TOOLS / 'train.py', 'toy.py']
+    command += ['--work-dir', 'work_shared', '--cfg-options', *LONG, *NO_VAL]
+    with start(toy, *command) as first:
+        wait_for(toy / 'work_shared' / 'last_checkpoint', first)
+        status, output = run(toy, *command)
+        first.send_signal(signal.SIGINT)
+        said = first.stdout.read()
+    assert status == 1
+    assert output.splitlines()[-1].startswith(
+        f'error: work_shared is in use: process {first.pid} on '
+    )
+    assert first.returncode == 130
+    assert said.splitlines()[-1].startswith('interrupted; --resume goes on')
+    assert 'Traceback' not in output + said
+    assert not (toy / 'work_shared' / 'training.lock').exists()
+
+
+def test_lock_of_a_killed_training_is_taken_over(tmp_path, package_log):
+    (tmp_path / 'training.lock').write_text('process 1 on host\n')
+    with lock.work_folder(tmp_path, 'none'):
+        pass
+    (record,) = package_log.records
+    assert 'left by process 1 on host' in record.getMessage()
+
+
+def dist(folder, work, *options):
+    return (
+        *('bash', TOOLS / 'dist_train.sh', 'toy.py', 2, '--work-dir', work),
+        *('--cfg-options', *LONG, *NO_VAL, *options),
+    )
+
+
+def test_two_processes_stop_together(toy):
+    port = str(free_port())
+    command = dist(toy, 'work_two', *HOOKS)
+    with start(toy, *command, PORT=port) as process:
+        wait_for(toy / 'work_two' / 'last_checkpoint', process)
+        process.send_signal(signal.SIGUSR1)
+        said = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGUSR1
+    assert said.count('stopped by SIGUSR1 after iteration') == 1
+    assert said.splitlines()[-1] == 'torchrun: ended by SIGUSR1'
+    assert 'Traceback' not in said
+    saved = torch.load(toy / 'work_two' / 'interrupted.pth')
+    assert saved['meta']['iter'] % 2 == 0
+
+
+LOSE = """
+import os, signal
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Lose(Hook):
+    def after_train_iter(self, runner, batch_idx, **more):
+        if runner.rank and runner.iter == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_process_that_stops_is_missed_after_the_timeout(toy):
+    (toy / 'lose.py').write_text(LOSE)
+    (toy / 'lost.py').write_text(
+        "_base_ = 'toy.py'\n"
+        "custom_imports = dict(imports=['evmamba_mm', 'lose'])\n"
+        "custom_hooks = [dict(type='Lose')]\n"
+        'env_cfg = dict(dist_cfg=dict(timeout=5))\n'
+    )
+    command = ['lost.py' if x == 'toy.py' else x for x in dist(toy, 'lost')]
+    status, output = run(
+        toy,
+        *command,
+        PYTHONPATH=f'{toy}:{environment().get("PYTHONPATH", "")}',
+        PORT=str(free_port()),
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT='2',
+    )
+    assert status == 1
+    assert 'error: process 0 lost another one' in output, output
+    assert 'within 5 s (env_cfg.dist_cfg.timeout)' in output
+    assert output.splitlines()[-1].startswith('torchrun: process 0 (pid ')
+    assert 'Traceback' not in output
+
+
+def save(path, **content):
+    meta = dict(epoch=1, iter=3, time='20260101_000000', seed=7)
+    weights = dict(a=torch.ones(9))
+    whole = dict(meta=meta, state_dict=weights, message_hub={}, optimizer={})
+    torch.save(whole | dict(param_schedulers=[]) | content, path)
+
+
+def chosen(folder, **settings):
+    cfg = Config(dict(work_dir=str(folder), resume=True, **settings))
+    resume.choose_checkpoint(cfg)
+    return cfg
+
+
+def test_resume_finds_a_file_and_its_seed(tmp_path, package_log):
+    save(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'epoch_2.pth').write_bytes(b'')
+    cfg = chosen(tmp_path)
+    assert cfg.load_from == str(tmp_path / 'epoch_1.pth')
+    assert cfg.randomness.seed == 7
+    (record,) = package_log.records
+    assert 'epoch_2.pth is empty (0 bytes)' in record.getMessage()
+
+
+def test_resume_of_nothing_starts_from_the_beginning(tmp_path):
+    cfg = chosen(tmp_path)
+    assert not cfg.resume
+    assert 'load_from' not in cfg
+
+
+def test_file_to_resume_that_is_none(tmp_path, package_log):
+    save(tmp_path / 'epoch_1.pth')
+    broken, bare = tmp_path / 'a.pth', tmp_path / 'b' / 'b.pth'
+    broken.write_bytes(b'<html>')
+    with pytest.raises(BrokenWeightsError, match='web page.*epoch_1.pth load'):
+        chosen(tmp_path, load_from=str(broken))
+    bare.parent.mkdir()
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), bare)
+    with pytest.raises(BrokenWeightsError, match='no state of a training'):
+        chosen(tmp_path, load_from=str(bare))
+    save(tmp_path / 'c.pth')
+    content = torch.load(tmp_path / 'c.pth')
+    del content['optimizer']
+    torch.save(content, tmp_path / 'c.pth')
+    package_log.clear()
+    chosen(tmp_path, load_from=str(tmp_path / 'c.pth'))
+    (record,) = package_log.records
+    assert 'c.pth has no optimizer: it starts anew' in record.getMessage()
+
+
+@pytest.fixture
+def reproducing(monkeypatch):
+    load_tool('paper/reproduce', monkeypatch)
+    from reproducing import commands, measured
+
+    return commands, measured
+
+
+def test_broken_best_checkpoint_is_not_tested(reproducing, tmp_path, capsys):
+    save(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'best_acc_epoch_1.pth').write_bytes(b'PK')
+    commands, _ = reproducing
+    found = commands.trained_checkpoint(tmp_path)
+    assert found == tmp_path / 'epoch_1.pth'
+    assert 'not tested: ' in capsys.readouterr().err
+
+
+def test_file_of_results(reproducing, tmp_path):
+    _, measured = reproducing
+    path = tmp_path / 'results' / 'table2.csv'
+    line = dict.fromkeys(measured.COLUMNS, '1')
+    measured.check(path)
+    measured.write(path, [line])
+    measured.write(path, [line | dict(row='2')])
+    measured.check(path)
+    assert [found['row'] for found in measured.read(path)] == ['1', '2']
+    assert [*path.parent.iterdir()] == [path]
+    whole = path.read_bytes()
+    for damaged in (whole[:-5], b'a,b\n', b'', whole + b'\xff', whole + b'x,'):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match='table2.csv.* --results'):
+            measured.check(path)
