@@ -1,10 +1,11 @@
 """EfficientVMamba for mmpretrain, mmdet and mmseg."""
 
-from . import compat, log
+from . import compat, hub, log
 from .version import __version__
 
 log.forward_to_mmengine()
 compat.apply()
+hub.register()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402

@@ -67,7 +67,12 @@ ROOMS = {
         outside=('torch',),
     ),
     'backbones': Room(
-        within=('layers', 'fast', 'backbones'), outside=('torch', 'mmengine')
+        within=('layers', 'fast', 'backbones', 'checkpoint'),
+        outside=('torch', 'mmengine'),
+    ),
+    'hub': Room(
+        within=('hub', 'apis', 'backbones', 'checkpoint', 'compat'),
+        outside=('torch', 'mmengine', 'huggingface_hub', 'timm'),
     ),
     'compat': Room(
         within=('compat',),
@@ -91,10 +96,11 @@ ROOMS = {
     ),
     # The hosts and what draws are imported when they are asked for.
     'apis': Room(
-        within=('apis', 'backbones', 'checkpoint'),
+        within=('apis', 'backbones', 'checkpoint', 'hub'),
         outside=(
             *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
             *('mmdet', 'mmseg', 'mmpretrain', 'pycocotools'),
+            'safetensors',
         ),
     ),
     'benchmark': Room(
@@ -108,7 +114,7 @@ ROOMS = {
         ),
     ),
     'cli': Room(
-        within=('cli', 'backbones', 'compat'),
+        within=('cli', 'backbones', 'compat', 'hub'),
         outside=('torch', 'mmengine'),
     ),
     'log': Room(within=(), outside=('mmengine',)),
@@ -120,6 +126,7 @@ ROOMS = {
             'compat',
             'data_preprocessor',
             'hooks',
+            'hub',
             'log',
             'optim',
             'version',

@@ -5,6 +5,7 @@ token among the patches; which one, its keys say.
 """
 
 import argparse
+import json
 import math
 import pickle
 from collections.abc import Mapping
@@ -143,7 +144,7 @@ def convert_checkpoint(
 
     Args:
         source: A released file.
-        destination: File to write.
+        destination: File to write, by safetensors if its name ends so.
         target: 'classifier' for mmpretrain's, whose backbone the other hosts
             load with ``prefix='backbone.'``, or 'backbone'.
         ema: Whether to take the averaged weights.
@@ -152,6 +153,7 @@ def convert_checkpoint(
     Raises:
         ValueError: If the source cannot be read safely, is not a released
             checkpoint, does not fit the model, or is of another arch.
+        ImportError: If safetensors is to be written and not installed.
     """
     source, destination = Path(source), Path(destination)
     weights = select_weights(read_checkpoint(source), ema)
@@ -171,6 +173,31 @@ def convert_checkpoint(
         source=source.name,
         ema=ema,
     )
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(meta=meta, state_dict=converted.state_dict), destination)
+    write_weights(destination, converted.state_dict, meta)
     return converted
+
+
+def write_weights(
+    path: Path, state_dict: Mapping[str, Tensor], meta: Mapping
+) -> None:
+    """Write a checkpoint, as safetensors where the name ends so.
+
+    A file of safetensors holds ``meta`` as JSON, under 'evmamba_mm' of its
+    metadata.
+
+    Raises:
+        ImportError: If safetensors is to be written and not installed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != '.safetensors':
+        torch.save(dict(meta=meta, state_dict=state_dict), path)
+        return
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise ImportError(
+            f'{path} cannot be written without safetensors: '
+            'pip install safetensors'
+        ) from error
+    tensors = {key: value.contiguous() for key, value in state_dict.items()}
+    save_file(tensors, path, dict(format='pt', evmamba_mm=json.dumps(meta)))

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,13 +12,13 @@ from ..fast import blocks_to_run, check_fused, run_block
 from ..layers import LayerNorm2d, PatchEmbed, PatchMerging
 from .arch import resolve_arch, resolve_block_types, resolve_out_indices
 from .options import check_drop_path_rate, check_frozen_stages, check_size
-from .pretrained import check_pretrained, pretrained_configs
+from .pretrained import PretrainedBackbone
 from .recompute import checkpoint_block
 from .stages import BLOCKS, StageOptions, stage_options
 
 
 @MODELS.register_module()
-class EfficientVMamba(BaseModule):
+class EfficientVMamba(PretrainedBackbone):
     """EfficientVMamba: scans in the early stages, convolutions in the late.
 
     The image must be at least 4x4. The feature maps have strides 4, 8, 16 and
@@ -159,12 +158,6 @@ class EfficientVMamba(BaseModule):
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
-
-    def init_weights(self) -> None:
-        """Initialise the weights; raise if pretrained ones do not fit."""
-        for config in pretrained_configs(self.init_cfg):
-            check_pretrained(self, config)
-        super().init_weights()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of an image.

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from ..layers.vim_block import PatchTokens, VimBlock
 from .arch import resolve_out_indices
 from .options import check_drop_path_rate, check_frozen_stages, check_size
-from .pretrained import check_pretrained, pretrained_configs
+from .pretrained import PretrainedBackbone
 from .recompute import checkpoint_block
 
 
@@ -59,7 +58,7 @@ def _call(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class Vim(BaseModule):
+class Vim(PretrainedBackbone):
     """Vim: patches and a class token in one sequence, scanned both ways.
 
     The class token stands in the middle of the patches, which are read row by
@@ -175,12 +174,6 @@ class Vim(BaseModule):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for layer in self.layers:
             layer.mixer.out_proj.weight.div_(depth**0.5)
-
-    def init_weights(self) -> None:
-        """Initialise the weights; raise if pretrained ones do not fit."""
-        for config in pretrained_configs(self.init_cfg):
-            check_pretrained(self, config)
-        super().init_weights()
 
     def _positions(self, height: int, width: int) -> Tensor:
         """Position embedding of a grid, the class token in the middle."""

@@ -11,9 +11,10 @@ from . import (
     resumed_config,
     safe_loading,
 )
+from .after_import import after_import
 from .cpu_distributed import init_cpu_dist
 
-__all__ = ['apply', 'init_cpu_dist']
+__all__ = ['after_import', 'apply', 'init_cpu_dist']
 
 
 def apply() -> None:

@@ -47,10 +47,9 @@ HEADER = """\
 # of a run of these configs.
 """
 WEIGHTS_HEADER = """\
-# Converted From names the page of the released weights, whose file
-# {converter} turns into a checkpoint of this package. No
-# page was opened here, so the addresses of the files are not known, and
-# Weights is left out: mim would save a page as if it were the file.
+# Weights: evmamba://SIZE is loaded by what imports evmamba_mm, which asks the
+# page in Converted From for its file; mim cannot download it. No page was
+# opened here, so the addresses of the files are not known.
 """
 
 
@@ -115,7 +114,8 @@ def weights_of(released):
         'Converter': CONVERTER,
     }
     if not released['url']:
-        return {'Converted From': origin}
+        size = released['page'].rpartition('-')[2].lower()
+        return {'Weights': f'evmamba://{size}', 'Converted From': origin}
     return {
         'Weights': released['url'],
         'SHA256': released['sha256'] or None,
@@ -137,6 +137,8 @@ def model_entry(config, backbone, count, released):
     results = results_of(config)
     if results:
         entry['Results'] = results
+    # mmengine's inferencers read the key of each model.
+    entry['Weights'] = None
     if released is not None:
         entry.update(weights_of(released))
     return entry
@@ -181,7 +183,7 @@ def metafile(folder, counts):
     }
     header = HEADER
     if any('Converted From' in model for model in models):
-        header += WEIGHTS_HEADER.format(converter=CONVERTER)
+        header += WEIGHTS_HEADER
     return header + yaml.safe_dump(content, sort_keys=False, width=1000)
 
 
