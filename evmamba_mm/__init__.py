@@ -14,6 +14,7 @@ from .hooks import CUDAGraphHook, DeferredRuntimeInfoHook  # noqa: E402
 from .optim import (  # noqa: E402
     ForeachExponentialMovingAverage,
     GroupedOptimWrapperConstructor,
+    LayerDecayOptimWrapperConstructor,
 )
 
 register_flop_handles()
@@ -26,5 +27,6 @@ __all__ = [
     'EfficientVMamba',
     'ForeachExponentialMovingAverage',
     'GroupedOptimWrapperConstructor',
+    'LayerDecayOptimWrapperConstructor',
     '__version__',
 ]

@@ -205,6 +205,24 @@ class Vim(PretrainedBackbone):
         patches = torch.cat([x[:, :middle], x[:, middle + 1 :]], dim=1)
         return patches.mT.unflatten(-1, (height, width)).contiguous()
 
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """Depth of a parameter for layer-wise decay, and the depths there are.
+
+        Patches, class token and position embedding have depth 0, and each
+        layer its own. The last norm has the depth of the head.
+
+        Args:
+            param_name: Name of a parameter.
+            prefix: What stands before the names of the backbone's own.
+        """
+        count = len(self.layers) + 2
+        part, *numbers = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or part == 'norm_f':
+            return count - 1, count
+        return (1 + int(numbers[0]) if part == 'layers' else 0), count
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Class token or feature map of an image after each output layer.
 

@@ -19,7 +19,7 @@ from evmamba_mm import EfficientVMamba
 from evmamba_mm.fast import difference
 
 from ..test_checkpoint import released_like
-from .follow import ROOT
+from .follow import ROOT, put_photo_and_weights
 from .page import read_blocks
 
 BLOCKS = {
@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     for name, block in BLOCKS.items():
         (folder / name).write_text(block.text)
+    put_photo_and_weights(folder)
     return folder
 
 

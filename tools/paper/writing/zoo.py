@@ -10,6 +10,7 @@ CONFIGS = ROOT / 'configs'
 INDEX = ROOT / 'model-index.yml'
 RELEASED = RESULTS / 'released_weights.csv'
 CONVERTER = 'tools/model_converters/convert_checkpoint.py'
+FETCHER = 'tools/model_converters/fetch_weights.py'
 REPOSITORY = 'https://github.com/TerryPei/EfficientVMamba'
 # Not of the paper: nothing in the tables is counted of them.
 DEMO = 'demo'
