@@ -8,6 +8,8 @@ calls `init_cpu_dist` itself.
 from . import (
     mmcv_ops,
     mmpretrain_multimodal,
+    mmseg_flops,
+    pkg_resources_lookup,
     resumed_config,
     safe_loading,
 )
@@ -24,5 +26,7 @@ def apply() -> None:
     """
     mmcv_ops.apply()
     mmpretrain_multimodal.apply()
+    mmseg_flops.apply()
+    pkg_resources_lookup.apply()
     safe_loading.apply()
     resumed_config.apply()
