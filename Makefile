@@ -13,6 +13,10 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 JOBS ?= 2
 PYTEST_ARGS ?=
 
+# What a person calls from Python.
+ROOMS := analysis apis backbones benchmark checkpoint deploy graphs hooks hub \
+  hub.mixin hub.timm_models layers ops optim run
+
 BIN := $(VENV)/bin
 # One pip call for everything: in a second call openmim's dependencies would
 # be free to change what the first one chose.
@@ -38,8 +42,7 @@ lint: $(VENV)/.ready-dev
 env: $(VENV)/.ready-dev
 
 reference: $(VENV)/.ready-dev
-	$(BIN)/pdoc -d google -o docs/reference evmamba_mm '!evmamba_mm.compat' \
-	  '!evmamba_mm.cli'
+	$(BIN)/pdoc -d google -o docs/reference evmamba_mm $(ROOMS:%=evmamba_mm.%)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

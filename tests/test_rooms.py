@@ -118,6 +118,7 @@ ROOMS = {
         outside=('torch', 'mmengine'),
     ),
     'log': Room(within=(), outside=('mmengine',)),
+    'run': Room(within=(), outside=()),
     'version': Room(within=(), outside=()),
     '__init__': Room(
         within=(

@@ -40,6 +40,7 @@ PRINTING = {
     'in_python.py': 'README.md',
     'changed_model.py': 'docs/configs.md',
     'export_backbone.py': 'docs/inference.md',
+    'by_timm.py': 'docs/inference.md',
 }
 # What is shown in docs/commands.md and takes no training.
 SHOWN = ('convert_checkpoint', 'reproduce', 'tables', 'figures', 'get_flops')
@@ -85,7 +86,7 @@ def shown_commands():
 
 
 def test_every_block_is_known():
-    others = {'fused_detector.py', 'predict_images.py'}
+    others = {'fused_detector.py', 'predict_images.py', 'layer_decay.py'}
     assert {*HOSTS, *PRINTING, *others} == set(BLOCKS)
 
 
