@@ -54,7 +54,8 @@ def load_from_released(
     if os.environ.get('LOCAL_RANK', '0') == '0':
         fetch_released(arch)
     barrier()
-    return load_from_local(str(fetch_released(arch)), map_location)
+    path = str(fetch_released(arch))
+    return translate(load_from_local(path, map_location), path)
 
 
 def _translating(load: Callable[..., Any]) -> Callable[..., Any]:
