@@ -33,7 +33,10 @@ _logger = logging.getLogger('evmamba_mm')
 def _stored_weights(
     checkpoint: str, prefix: str | None, map_location: str
 ) -> dict[str, Tensor]:
-    stored = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+    # mmengine's own loading says the same afterwards.
+    stored = CheckpointLoader.load_checkpoint(
+        checkpoint, map_location, logger='silent'
+    )
     state_dict = stored.get('state_dict', stored)
     prefix = '' if prefix is None else prefix.rstrip('.') + '.'
     plain = {re.sub(r'^module\.', '', k): v for k, v in state_dict.items()}

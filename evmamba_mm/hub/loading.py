@@ -8,7 +8,6 @@ and the inferencers.
 import functools
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,10 +82,16 @@ def translate(loaded: Any, name: str) -> Any:
     if not isinstance(weights, Mapping) or not is_released(weights):
         return loaded
     converted = convert_released(weights)
+    file = name.rpartition('/')[2]
+    _say_once(file, converted.model)
+    meta = dict(model=converted.model, source=file)
+    return dict(meta=meta, state_dict=converted.state_dict)
+
+
+@functools.cache
+def _say_once(file: str, model: str) -> None:
     _logger.info(
         '%s has the layout of the released %s: its keys are translated',
-        re.sub('.*/', '', name),
-        converted.model,
+        file,
+        model,
     )
-    meta = dict(model=converted.model, source=re.sub('.*/', '', name))
-    return dict(meta=meta, state_dict=converted.state_dict)

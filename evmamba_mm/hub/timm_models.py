@@ -14,10 +14,12 @@ from timm.layers import ClassifierHead
 from timm.models import FeatureInfo, register_model
 from torch import Tensor, nn
 
-from ..backbones import ARCHS, EfficientVMamba
+from ..backbones import EfficientVMamba
 from .loading import SCHEME
 
 NUM_CLASSES = 1000
+# timm adds the names of the models.
+__all__ = ['Classifier', 'Features']
 
 
 def _data_config(arch: str) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def _load(
         )
 
 
-def _register(arch: str) -> None:
+def _register(arch: str) -> Callable[..., nn.Module]:
     def create(
         pretrained: bool = False,
         pretrained_cfg: Any = None,
@@ -173,8 +175,10 @@ def _register(arch: str) -> None:
         return model
 
     create.__name__ = create.__qualname__ = f'evmamba_{arch}'
-    register_model(create)
+    return register_model(create)
 
 
-for _arch in ARCHS:
-    _register(_arch)
+evmamba_atto = _register('atto')
+evmamba_tiny = _register('tiny')
+evmamba_small = _register('small')
+evmamba_base = _register('base')
