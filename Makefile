@@ -1,6 +1,7 @@
 # make demo   an environment in .venv, then a training run on small data
 # make test   the same with the developers' tools, then lint and tests
 # make quick  lint and the tests of the model alone, in three minutes
+# make reference  pages of the API in docs/reference, from the docstrings
 # make clean  removes what the two made
 #
 # Any variable can be given on the command line, for instance
@@ -12,12 +13,16 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 JOBS ?= 2
 PYTEST_ARGS ?=
 
+# What a person calls from Python.
+ROOMS := analysis apis backbones benchmark checkpoint deploy graphs hooks hub \
+  hub.mixin hub.timm_models layers ops optim run
+
 BIN := $(VENV)/bin
 # One pip call for everything: in a second call openmim's dependencies would
 # be free to change what the first one chose.
 INSTALL := $(BIN)/python -m pip install --no-input $(TORCH)
 
-.PHONY: demo test quick lint env clean
+.PHONY: demo test quick lint env reference clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/python tools/misc/demo.py
@@ -36,6 +41,9 @@ lint: $(VENV)/.ready-dev
 
 env: $(VENV)/.ready-dev
 
+reference: $(VENV)/.ready-dev
+	$(BIN)/pdoc -d google -o docs/reference evmamba_mm $(ROOMS:%=evmamba_mm.%)
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -50,4 +58,4 @@ $(VENV)/.ready-dev: pyproject.toml setup.py | $(BIN)/python
 	touch $@ $(VENV)/.ready-demo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/reference *.egg-info .pytest_cache .ruff_cache

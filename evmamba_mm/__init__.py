@@ -1,10 +1,11 @@
 """EfficientVMamba for mmpretrain, mmdet and mmseg."""
 
-from . import compat, log
+from . import compat, hub, log
 from .version import __version__
 
 log.forward_to_mmengine()
 compat.apply()
+hub.register()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
@@ -28,6 +29,7 @@ from .hooks import (  # noqa: E402
 from .optim import (  # noqa: E402
     ForeachExponentialMovingAverage,
     GroupedOptimWrapperConstructor,
+    LayerDecayOptimWrapperConstructor,
 )
 
 register_flop_handles()
@@ -50,5 +52,6 @@ __all__ = [
     'GroupedOptimWrapperConstructor',
     'LoadResizedCrop',
     'SignalHook',
+    'LayerDecayOptimWrapperConstructor',
     '__version__',
 ]

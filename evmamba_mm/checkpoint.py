@@ -80,6 +80,7 @@ _LAYOUTS = {
         mark=r'.*',
     ),
 }
+_STAGE = re.compile(r'layers\.(\d+)\.')
 _INVERTED_RESIDUAL = re.compile(r'layers\.(\d+)\.(\d+)\.((?:conv|se).+)')
 
 
@@ -120,6 +121,22 @@ def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         stripped[name] = value
     return stripped
+
+
+def is_released(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are those of a released classifier or backbone.
+
+    Vim's backbone has the released names here too, so that it takes Vim's
+    classifier to be told apart.
+    """
+    keys = [re.sub(r'^(module\.)+', '', str(key)) for key in state_dict]
+    model = _released_model(dict.fromkeys(keys))
+    if model == 'Vim':
+        return 'head.weight' in keys
+    head = _LAYOUTS[model].head
+    rest = [key for key in keys if not key.startswith(f'{head}.')]
+    has_stages = any(_STAGE.match(key) for key in rest)
+    return has_stages and all(_rename(key, model, 0) for key in rest)
 
 
 def _released_model(keys: Mapping[str, Tensor]) -> str:
@@ -228,7 +245,7 @@ def convert_released(
     source = strip_wrappers(state_dict)
     model = _released_model(source)
     head_name = _LAYOUTS[model].head
-    numbers = [re.match(r'layers\.(\d+)\.', key) for key in source]
+    numbers = [_STAGE.match(key) for key in source]
     last_stage = max((int(m[1]) for m in numbers if m), default=-1)
     backbone = {}
     unknown, left_out, head = [], [], {}

@@ -50,8 +50,12 @@ ROOMS = {
         outside=('torch',),
     ),
     'backbones': Room(
-        within=('layers', 'fast', 'backbones', 'arguments'),
+        within=('layers', 'fast', 'backbones', 'arguments', 'checkpoint'),
         outside=('torch', 'mmengine'),
+    ),
+    'hub': Room(
+        within=('hub', 'apis', 'backbones', 'checkpoint', 'compat'),
+        outside=('torch', 'mmengine', 'huggingface_hub', 'timm'),
     ),
     'compat': Room(
         within=('compat', 'resuming', 'weight_files'),
@@ -93,12 +97,13 @@ ROOMS = {
     # The hosts and what draws are imported when they are asked for.
     'apis': Room(
         within=(
-            *('apis', 'arguments', 'backbones', 'checkpoint'),
+            *('apis', 'arguments', 'backbones', 'checkpoint', 'hub'),
             *('weight_files', 'whole_files'),
         ),
         outside=(
             *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
             *('mmdet', 'mmseg', 'mmpretrain', 'pycocotools'),
+            'safetensors',
         ),
     ),
     'benchmark': Room(
@@ -113,7 +118,7 @@ ROOMS = {
     ),
     'cli': Room(
         within=(
-            *('cli', 'backbones', 'compat', 'resuming'),
+            *('cli', 'backbones', 'compat', 'hub', 'resuming'),
             *('file_locks', 'weight_files', 'whole_files'),
         ),
         outside=('torch', 'mmengine'),
@@ -123,6 +128,7 @@ ROOMS = {
     'resuming': Room(within=('weight_files',), outside=('torch',)),
     'weight_files': Room(within=(), outside=('torch', 'safetensors')),
     'whole_files': Room(within=(), outside=()),
+    'run': Room(within=(), outside=()),
     'version': Room(within=(), outside=()),
     '__init__': Room(
         within=(
@@ -132,6 +138,7 @@ ROOMS = {
             'data',
             'data_preprocessor',
             'hooks',
+            'hub',
             'log',
             'optim',
             'version',

@@ -2,6 +2,7 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def files_below(folder, *endings):
 
 def files_of_the_package():
     files = files_below('evmamba_mm', '.py', '.cu', '.cuh')
-    return {name for name in files if '.mim' not in name}
+    names = {name for name in files if '.mim' not in name}
+    return {*names, 'evmamba_mm/py.typed'}
 
 
 def files_for_mim():
@@ -119,7 +121,10 @@ def test_metadata_of_the_wheel(wheel):
     core = [line for line in requires if 'extra ==' not in line]
     # mmcv and mmcv-lite own the same folder, so neither may be forced.
     assert not any(line.startswith('mmcv') for line in core)
-    assert any(line.startswith('setuptools') for line in core)
+    # Old versions are asked for by who needs them alone.
+    names = {re.match(r'[\w-]+', line)[0] for line in core}
+    assert names == {'torch', 'mmengine', 'numpy'}
+    assert all('://' in url for url in metadata.get_all('Project-URL'))
 
 
 def test_build_leaves_the_source_as_it_was(source, wheel):
@@ -228,3 +233,22 @@ def test_mim_finds_an_installed_config_by_its_name(installed, tmp_path):
             '--no-such-argument',
         )
     assert str(config) in str(run.value)
+
+
+def test_an_index_would_take_the_wheel(wheel):
+    pytest.importorskip('twine', reason='twine is not installed')
+    command = [sys.executable, '-m', 'twine', 'check', '--strict', wheel]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_citation_and_the_workflow_are_of_this_package():
+    import evmamba_mm
+
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == evmamba_mm.__version__
+    assert citation['preferred-citation']['authors'][0]['given-names']
+    workflow = (ROOT / '.github' / 'workflows' / 'ci.yml').read_text()
+    jobs = yaml.safe_load(workflow)['jobs']
+    runs = [step.get('run') for step in jobs['test']['steps']]
+    assert '.ci/run' in runs and os.access(ROOT / '.ci' / 'run', os.X_OK)

@@ -5,6 +5,7 @@ token among the patches; which one, its keys say.
 """
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -150,7 +151,7 @@ def convert_checkpoint(
 
     Args:
         source: A released file.
-        destination: File to write.
+        destination: File to write, by safetensors if its name ends so.
         target: 'classifier' for mmpretrain's, whose backbone the other hosts
             load with ``prefix='backbone.'``, or 'backbone'.
         ema: Whether to take the averaged weights.
@@ -159,6 +160,7 @@ def convert_checkpoint(
     Raises:
         ValueError: If the source cannot be read safely, is not a released
             checkpoint, does not fit the model, or is of another arch.
+        ImportError: If safetensors is to be written and not installed.
     """
     source, destination = Path(source), Path(destination)
     weights = select_weights(read_checkpoint(source), ema)
@@ -178,7 +180,35 @@ def convert_checkpoint(
         source=source.name,
         ema=ema,
     )
-    content = dict(meta=meta, state_dict=converted.state_dict)
-    with written_whole(destination) as part:
-        torch.save(content, part)
+    write_weights(destination, converted.state_dict, meta)
     return converted
+
+
+def write_weights(
+    path: Path, state_dict: Mapping[str, Tensor], meta: Mapping
+) -> None:
+    """Write a checkpoint, as safetensors where the name ends so.
+
+    A file of safetensors holds ``meta`` as JSON, under 'evmamba_mm' of its
+    metadata.
+
+    Raises:
+        ImportError: If safetensors is to be written and not installed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != '.safetensors':
+        with written_whole(path) as part:
+            torch.save(dict(meta=meta, state_dict=state_dict), part)
+        return
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise ImportError(
+            f'{path} cannot be written without safetensors: '
+            'pip install safetensors'
+        ) from error
+    tensors = {key: value.contiguous() for key, value in state_dict.items()}
+    with written_whole(path) as part:
+        save_file(
+            tensors, part, dict(format='pt', evmamba_mm=json.dumps(meta))
+        )

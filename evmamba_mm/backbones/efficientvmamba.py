@@ -2,9 +2,9 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,13 +14,13 @@ from ..fast import blocks_to_run, check_fused, run_block
 from ..layers import LayerNorm2d, PatchEmbed, PatchMerging
 from .arch import resolve_arch, resolve_block_types, resolve_out_indices
 from .options import check_frozen_stages
-from .pretrained import check_pretrained, pretrained_configs
+from .pretrained import PretrainedBackbone
 from .recompute import checkpoint_block
 from .stages import BLOCKS, StageOptions, stage_options
 
 
 @MODELS.register_module()
-class EfficientVMamba(BaseModule):
+class EfficientVMamba(PretrainedBackbone):
     """EfficientVMamba: scans in the early stages, convolutions in the late.
 
     The image must be at least 4x4. The feature maps have strides 4, 8, 16 and
@@ -160,11 +160,48 @@ class EfficientVMamba(BaseModule):
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
 
-    def init_weights(self) -> None:
-        """Initialise the weights; raise if pretrained ones do not fit."""
-        for config in pretrained_configs(self.init_cfg):
-            check_pretrained(self, config)
-        super().init_weights()
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each output, for the ``in_channels`` of a neck."""
+        return tuple(info['num_chs'] for info in self.feature_info)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What timm says of each output: channels, stride and module."""
+        return [
+            dict(
+                num_chs=getattr(self, f'norm{i}').weight.shape[0],
+                reduction=4 * 2**i,
+                module=f'norm{i}',
+                index=i,
+            )
+            for i in self.out_indices
+        ]
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """Depth of a parameter for layer-wise decay, and the depths there are.
+
+        The stem has depth 0, and each block its own; a patch merging belongs
+        to the block behind it. Output norms have the depth of the head, the
+        last.
+
+        Args:
+            param_name: Name of a parameter.
+            prefix: What stands before the names of the backbone's own.
+        """
+        depths = [len(stage) for stage in self.stages]
+        count = sum(depths) + 2
+        part, *numbers = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or part.startswith('norm'):
+            return count - 1, count
+        if part == 'stages':
+            before = sum(depths[: int(numbers[0])])
+            return 1 + before + int(numbers[1]), count
+        if part == 'downsamples':
+            return 1 + sum(depths[: int(numbers[0]) + 1]), count
+        return 0, count
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of an image.

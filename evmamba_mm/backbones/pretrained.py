@@ -1,14 +1,20 @@
-"""Strict checks for ``init_cfg=dict(type='Pretrained')``.
+"""Weights from files: released layouts translated, wrong files refused.
 
-mmengine does not load such weights strictly: with a checkpoint of another
-size it logs a line and trains from random weights.
+mmengine does not load weights strictly: with a checkpoint of another size it
+logs a line and trains from random weights.
 """
 
+import logging
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from mmengine.model import PretrainedInit
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
+
+from ..checkpoint import convert_released, is_released
 
 # A dense backbone norms more stages than a classifier: fresh norms are right.
 _MAY_BE_FRESH = re.compile(r'norm\d+\.')
@@ -16,20 +22,68 @@ _MAY_BE_FRESH = re.compile(r'norm\d+\.')
 _MAY_BE_LEFT = re.compile(
     r'(norm\d+|stages\.\d+|downsamples\.\d+|layers\.\d+)\.'
 )
+_ADVICE = (
+    "Check arch, and prefix ('backbone.' for a classifier, detector or "
+    'released file)'
+)
+
+_logger = logging.getLogger('evmamba_mm')
 
 
-def _stored_shapes(
+def _stored_weights(
     checkpoint: str, prefix: str | None, map_location: str
-) -> dict[str, tuple[int, ...]]:
-    stored = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+) -> dict[str, Tensor]:
+    # mmengine's own loading says the same afterwards.
+    stored = CheckpointLoader.load_checkpoint(
+        checkpoint, map_location, logger='silent'
+    )
     state_dict = stored.get('state_dict', stored)
     prefix = '' if prefix is None else prefix.rstrip('.') + '.'
     plain = {re.sub(r'^module\.', '', k): v for k, v in state_dict.items()}
     return {
-        key[len(prefix) :]: tuple(value.shape)
+        key[len(prefix) :]: value
         for key, value in plain.items()
         if key.startswith(prefix)
     }
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """What keeps weights from filling a module."""
+
+    missing: list[str]
+    unknown: list[str]
+    reshaped: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f'{len(self.missing)} missing {self.missing[:3]}, '
+            f'{len(self.unknown)} unknown {self.unknown[:3]}, '
+            f'{len(self.reshaped)} of another shape {self.reshaped[:3]}'
+        )
+
+
+def _compare(module: nn.Module, given: Mapping[str, Tensor]) -> _Differences:
+    stored = {k: tuple(v.shape) for k, v in given.items()}
+    own = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    return _Differences(
+        missing=[
+            k
+            for k in own
+            if k not in stored
+            and not _MAY_BE_FRESH.match(k)
+            # Files of before BatchNorm counted its batches lack the counts.
+            and not k.endswith('num_batches_tracked')
+        ],
+        unknown=[
+            k for k in stored if k not in own and not _MAY_BE_LEFT.match(k)
+        ],
+        reshaped=[
+            f'{k} {stored[k]} instead of {own[k]}'
+            for k in own
+            if k in stored and stored[k] != own[k]
+        ],
+    )
 
 
 def check_pretrained(module: nn.Module, init_cfg: dict) -> None:
@@ -45,34 +99,101 @@ def check_pretrained(module: nn.Module, init_cfg: dict) -> None:
             module does not know.
     """
     checkpoint = init_cfg['checkpoint']
-    stored = _stored_shapes(
+    stored = _stored_weights(
         checkpoint,
         init_cfg.get('prefix'),
         init_cfg.get('map_location', 'cpu'),
     )
-    own = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    missing = [
-        k for k in own if k not in stored and not _MAY_BE_FRESH.match(k)
-    ]
-    unknown = [k for k in stored if k not in own and not _MAY_BE_LEFT.match(k)]
-    reshaped = [
-        f'{k} {stored[k]} instead of {own[k]}'
-        for k in own
-        if k in stored and stored[k] != own[k]
-    ]
-    if not (missing or unknown or reshaped):
-        return
-    raise ValueError(
-        f'{checkpoint} does not hold the weights of this '
-        f'{type(module).__name__}: {len(missing)} missing {missing[:3]}, '
-        f'{len(unknown)} unknown {unknown[:3]}, {len(reshaped)} of another '
-        f"shape {reshaped[:3]}. Check arch, prefix ('backbone.' for a "
-        'classifier or detector) and whether a released checkpoint went '
-        'through tools/model_converters/convert_checkpoint.py'
-    )
+    found = _compare(module, stored)
+    if found.missing or found.unknown or found.reshaped:
+        raise ValueError(
+            f'{checkpoint} does not hold the weights of this '
+            f'{type(module).__name__}: {found}. {_ADVICE}'
+        )
 
 
 def pretrained_configs(init_cfg: dict | list | None) -> list[dict]:
     """The configs of type 'Pretrained' among ``init_cfg``."""
     configs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
     return [c for c in configs if c['type'] in ('Pretrained', PretrainedInit)]
+
+
+class PretrainedBackbone(BaseModule):
+    """A backbone that loads released weights, and its own or none."""
+
+    def init_weights(self) -> None:
+        """Initialise the weights; raise if pretrained ones do not fit."""
+        for config in pretrained_configs(self.init_cfg):
+            check_pretrained(self, config)
+        super().init_weights()
+
+    def _dump_init_info(self) -> None:
+        """Log a line; mmengine logs three for each parameter."""
+        files = [c['checkpoint'] for c in pretrained_configs(self.init_cfg)]
+        _logger.info(
+            '%s: %d parameters initialised %s',
+            type(self).__name__,
+            len(list(self.parameters())),
+            f'from {files[-1]}' if files else 'at random',
+        )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Translate released keys, and refuse weights of another model.
+
+        A part of the weights may be loaded: mmengine and torch then report
+        what is missing.
+
+        Raises:
+            RuntimeError: If weights have another shape, or some are missing
+                and the file has others that the model does not know.
+        """
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix)
+        }
+        if is_released(own):
+            own = self._translate(own, state_dict, prefix)
+        found = _compare(self, own)
+        # Keys for which the models around this one have no place are known.
+        foreign = found.unknown or (not own and unexpected_keys)
+        if found.reshaped or (found.missing and foreign):
+            place = prefix.removesuffix('.') or type(self).__name__
+            raise RuntimeError(
+                f'these are not the weights of the {type(self).__name__} at '
+                f'{place!r}: {found}. {_ADVICE}'
+            )
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+    def _translate(
+        self, own: dict[str, Tensor], state_dict: dict, prefix: str
+    ) -> dict[str, Tensor]:
+        """Put translated weights in the place of released ones."""
+        converted = convert_released(own, target='backbone')
+        for key in own:
+            del state_dict[prefix + key]
+        for key, value in converted.state_dict.items():
+            state_dict[prefix + key] = value
+        _logger.info(
+            'the weights have the layout of the released %s: translated%s',
+            converted.model,
+            ''.join(f', {key} left out' for key in converted.left_out),
+        )
+        return converted.state_dict

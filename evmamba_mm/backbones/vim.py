@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +15,7 @@ from ..arguments import checked
 from ..layers.vim_block import PatchTokens, VimBlock
 from .arch import resolve_out_indices
 from .options import check_frozen_stages
-from .pretrained import check_pretrained, pretrained_configs
+from .pretrained import PretrainedBackbone
 from .recompute import checkpoint_block
 
 
@@ -60,7 +59,7 @@ def _call(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class Vim(BaseModule):
+class Vim(PretrainedBackbone):
     """Vim: patches and a class token in one sequence, scanned both ways.
 
     The class token stands in the middle of the patches, which are read row by
@@ -164,12 +163,6 @@ class Vim(BaseModule):
         for layer in self.layers:
             layer.mixer.out_proj.weight.div_(depth**0.5)
 
-    def init_weights(self) -> None:
-        """Initialise the weights; raise if pretrained ones do not fit."""
-        for config in pretrained_configs(self.init_cfg):
-            check_pretrained(self, config)
-        super().init_weights()
-
     def _positions(self, height: int, width: int) -> Tensor:
         """Position embedding of a grid, the class token in the middle."""
         if (height, width) == (self.grid, self.grid):
@@ -199,6 +192,24 @@ class Vim(BaseModule):
             return x[:, middle]
         patches = torch.cat([x[:, :middle], x[:, middle + 1 :]], dim=1)
         return patches.mT.unflatten(-1, (height, width)).contiguous()
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """Depth of a parameter for layer-wise decay, and the depths there are.
+
+        Patches, class token and position embedding have depth 0, and each
+        layer its own. The last norm has the depth of the head.
+
+        Args:
+            param_name: Name of a parameter.
+            prefix: What stands before the names of the backbone's own.
+        """
+        count = len(self.layers) + 2
+        part, *numbers = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or part == 'norm_f':
+            return count - 1, count
+        return (1 + int(numbers[0]) if part == 'layers' else 0), count
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Class token or feature map of an image after each output layer.

@@ -11,14 +11,9 @@ from torch import Tensor, nn
 
 from ..backbones import ARCHS, EfficientVMamba
 from ..backbones.pretrained import check_pretrained
+from ..hub import RELEASED
 from ..weight_files import BrokenWeightsError, mismatch
 from .checks import children
-
-# The pages of the released weights, by the backbone's arch.
-RELEASED = {
-    arch: f'https://huggingface.co/TerryPei/EfficientVMamba-{arch.title()}'
-    for arch in ('tiny', 'small', 'base')
-}
 
 
 def check_weight_files(cfg: Config) -> None:
@@ -62,14 +57,17 @@ def missing_message(cfg: Config, key: str, owner: str, checkpoint: str) -> str:
     if module.get('type') in ('EfficientVMamba', 'VMamba', 'Vim'):
         arch = module.get('arch', 'tiny')
         option = f' --arch {arch}' if isinstance(arch, str) else ''
-        page = ''
         if module.type == 'EfficientVMamba' and option and arch in RELEASED:
-            page = f', from {RELEASED[arch]}'
-        make = (
-            f'\nConvert a released checkpoint{page}:\n  python '
+            make = (
+                f'\nFetch the released weights from {RELEASED[arch].page}:\n'
+                f'  python tools/model_converters/fetch_weights.py {arch} '
+                f'{checkpoint}'
+            )
+        make += (
+            '\nConvert a released file that you have:\n  python '
             f'tools/model_converters/convert_checkpoint.py RELEASED '
             f'{checkpoint}{option}\n(from a wheel: mim run evmamba_mm '
-            'convert_checkpoint ...)'
+            'fetch_weights ... or convert_checkpoint ...)'
         )
     return (
         f'{key}.checkpoint is {checkpoint!r}, and there is no such file in '

@@ -10,12 +10,15 @@ from . import (
     latest_checkpoint,
     mmcv_ops,
     mmpretrain_multimodal,
+    mmseg_flops,
+    pkg_resources_lookup,
     resumed_config,
     safe_loading,
 )
+from .after_import import after_import
 from .cpu_distributed import init_cpu_dist
 
-__all__ = ['apply', 'init_cpu_dist']
+__all__ = ['after_import', 'apply', 'init_cpu_dist']
 
 
 def apply() -> None:
@@ -25,6 +28,8 @@ def apply() -> None:
     """
     mmcv_ops.apply()
     mmpretrain_multimodal.apply()
+    mmseg_flops.apply()
+    pkg_resources_lookup.apply()
     safe_loading.apply()
     resumed_config.apply()
     checkpoint_files.apply()

@@ -11,14 +11,12 @@ Remove when an mmpretrain imports beside a current transformers.
 """
 
 import logging
-import sys
-from collections.abc import Sequence
 from importlib import metadata
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 from mmengine.utils import digit_version
+
+from .after_import import after_import
 
 FLAG_MODULE = 'mmpretrain.utils.dependency'
 FIRST_BROKEN = '4.52.0'
@@ -28,8 +26,7 @@ logger = logging.getLogger('evmamba_mm')
 
 def apply() -> None:
     """Registers the hook, once; call it before importing mmpretrain."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    after_import(FLAG_MODULE, _clear_flag)
 
 
 def _broken_version() -> str | None:
@@ -43,35 +40,14 @@ def _broken_version() -> str | None:
     return version
 
 
-class _Finder(MetaPathFinder):
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None = None,
-        target: ModuleType | None = None,
-    ) -> ModuleSpec | None:
-        if fullname != FLAG_MODULE:
-            return None
-        version = _broken_version()
-        spec = PathFinder.find_spec(fullname, path)
-        if version is not None and spec is not None:
-            _clear_flag_after_import(spec, version)
-        return spec
-
-
-def _clear_flag_after_import(spec: ModuleSpec, version: str) -> None:
-    run = spec.loader.exec_module
-
-    def exec_module(module: ModuleType) -> None:
-        run(module)
-        if not module.WITH_MULTIMODAL:
-            return
-        module.WITH_MULTIMODAL = False
-        logger.warning(
-            'mmpretrain does not work with transformers %s: its multi-modal '
-            'models are disabled; to use them: pip install "transformers<%s"',
-            version,
-            FIRST_BROKEN.removesuffix('.0'),
-        )
-
-    spec.loader.exec_module = exec_module
+def _clear_flag(module: ModuleType) -> None:
+    version = _broken_version()
+    if version is None or not module.WITH_MULTIMODAL:
+        return
+    module.WITH_MULTIMODAL = False
+    logger.warning(
+        'mmpretrain does not work with transformers %s: its multi-modal '
+        'models are disabled; to use them: pip install "transformers<%s"',
+        version,
+        FIRST_BROKEN.removesuffix('.0'),
+    )

@@ -5,12 +5,15 @@ only load failed ... mmengine.logging.history_buffer.HistoryBuffer".
 Why: since torch 2.6 `torch.load` by default creates only objects of allowed
 types, and mmengine stores its log in each checkpoint: HistoryBuffers, with
 numpy arrays and references to their own methods.
+The released EfficientVMamba files hold their arguments, an
+`argparse.Namespace`, which is a plain container.
 Fix: add exactly these types to torch's allow-list. A method is pickled as a
 call of `getattr`, which would be unsafe to allow: a substitute that knows
 four methods of one class replaces it.
 Remove when mmengine adds its types to the allow-list itself.
 """
 
+import argparse
 import logging
 from collections.abc import Callable
 from pickle import UnpicklingError
@@ -83,6 +86,7 @@ def _number_types() -> list[type]:
 
 _ALLOWED = [
     HistoryBuffer,
+    argparse.Namespace,
     np.ndarray,
     np.dtype,
     *_number_types(),

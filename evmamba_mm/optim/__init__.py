@@ -1,7 +1,9 @@
 from .constructor import GroupedOptimWrapperConstructor
 from .ema import ForeachExponentialMovingAverage
+from .layer_decay import LayerDecayOptimWrapperConstructor
 
 __all__ = [
     'ForeachExponentialMovingAverage',
     'GroupedOptimWrapperConstructor',
+    'LayerDecayOptimWrapperConstructor',
 ]

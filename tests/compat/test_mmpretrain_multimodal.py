@@ -97,8 +97,3 @@ def test_without_transformers_nothing_is_broken(monkeypatch):
 
     monkeypatch.setattr(metadata, 'version', version)
     assert mmpretrain_multimodal._broken_version() is None
-
-
-def test_other_imports_are_not_touched():
-    finder = mmpretrain_multimodal._Finder()
-    assert finder.find_spec('mmpretrain.models', []) is None

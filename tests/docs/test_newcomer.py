@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from ..test_packaging import installed, source, wheel  # noqa: F401  fixtures
-from .follow import ROOT
+from .follow import ROOT, put_photo_and_weights
 from .page import read_blocks
 
 STEP = """
@@ -79,6 +79,7 @@ def test_use_of_readme_runs_by_the_wheel(
     }
     (tmp_path / name).write_text(blocks[name])
     (tmp_path / 'step.py').write_text(STEP)
+    put_photo_and_weights(tmp_path)
     command = ['step.py', name, str(installed)] if host else [name]
     result = subprocess.run(
         [sys.executable, *command],

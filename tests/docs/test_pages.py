@@ -29,7 +29,7 @@ _LINK = re.compile(r'\]\((?!https?:)([^)\s]+)\)')
 _HEADING = re.compile(r'^#+ (.*)$', re.MULTILINE)
 _CODE = re.compile(r'^```.*?^```', re.DOTALL | re.MULTILINE)
 _TOOL = re.compile(
-    r'(?<!tests/)tools/(?P<tool>[\w/]+)\.py(?P<arguments>[^\n`|;]*)'
+    r'(?<!tests/)\btools/(?P<tool>[\w/]+)\.py(?P<arguments>[^\n`|;]*)'
 )
 # Ours: a toolbox's own has its name and :: before it.
 _CONFIG = re.compile(r'(?<![:\w./-])[\w./-]+_\d+xb\d+[\w-]*\.py')

@@ -19,7 +19,7 @@ from evmamba_mm import EfficientVMamba
 from evmamba_mm.fast import difference
 
 from ..test_checkpoint import released_like
-from .follow import ROOT
+from .follow import ROOT, put_photo_and_weights
 from .page import read_blocks
 
 BLOCKS = {
@@ -40,6 +40,7 @@ PRINTING = {
     'in_python.py': 'README.md',
     'changed_model.py': 'docs/configs.md',
     'export_backbone.py': 'docs/inference.md',
+    'by_timm.py': 'docs/inference.md',
 }
 # What is shown in docs/commands.md and takes no training.
 SHOWN = ('convert_checkpoint', 'reproduce', 'tables', 'figures', 'get_flops')
@@ -52,6 +53,7 @@ def folder(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     for name, block in BLOCKS.items():
         (folder / name).write_text(block.text)
+    put_photo_and_weights(folder)
     return folder
 
 
@@ -84,7 +86,7 @@ def shown_commands():
 
 
 def test_every_block_is_known():
-    others = {'fused_detector.py', 'predict_images.py'}
+    others = {'fused_detector.py', 'predict_images.py', 'layer_decay.py'}
     assert {*HOSTS, *PRINTING, *others} == set(BLOCKS)
 
 
@@ -126,7 +128,7 @@ def test_config_carries_the_recipe(name, rate, folder):
 
 @pytest.mark.parametrize('name', PRINTING)
 def test_python_prints_what_is_shown(name, folder):
-    (line,) = run(folder, name)
+    line = run(folder, name)[-1]
     assert f'\n    {line}\n' in (ROOT / PRINTING[name]).read_text()
 
 

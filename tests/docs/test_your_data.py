@@ -27,7 +27,7 @@ MISTAKES = [
     (
         'does not hold the weights of this EfficientVMamba',
         TRAIN,
-        f'{LOAD}={RELEASED}',
+        'model.backbone.init_cfg.prefix=encoder.',
     ),
     ('take a checkpoint of arch', TRAIN, 'model.backbone.arch=small'),
     (

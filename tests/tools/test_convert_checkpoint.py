@@ -1,5 +1,6 @@
 import argparse
 import importlib.util
+import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -83,6 +84,21 @@ def test_bare_backbone_initialises_by_config(tool, released_file, capsys):
     assert torch.equal(
         model.patch_embed.conv.weight, plain['patch_embed.0.weight']
     )
+
+
+def test_writes_safetensors(tool, released_file):
+    safetensors = pytest.importorskip(
+        'safetensors.torch', reason='safetensors is not installed'
+    )
+    path, plain, _ = released_file
+    out = path.with_name('out.safetensors')
+    assert tool.main([str(path), str(out)]) == 0
+    stored = safetensors.load_file(out)
+    bias = stored['head.fc.bias']
+    assert torch.equal(bias, plain['classifier.head.bias'])
+    with safetensors.safe_open(out, 'pt') as file:
+        meta = json.loads(file.metadata()['evmamba_mm'])
+    assert (meta['model'], meta['arch']) == ('EfficientVMamba', 'atto')
 
 
 def fails(tool, capsys, *arguments):

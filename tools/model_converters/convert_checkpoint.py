@@ -15,7 +15,11 @@ from evmamba_mm.apis.convert import arch_name, convert_checkpoint
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', type=Path, help='released checkpoint')
-    parser.add_argument('destination', type=Path, help='file to write')
+    parser.add_argument(
+        'destination',
+        type=Path,
+        help='file to write; safetensors, if its name ends so',
+    )
     parser.add_argument(
         '--target',
         choices=('classifier', 'backbone'),
@@ -40,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         converted = convert_checkpoint(
             args.source, args.destination, args.target, args.ema, args.arch
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     print(

@@ -19,7 +19,7 @@ from .paper import (
     read_csv,
     read_table,
 )
-from .zoo import CONVERTER, RELEASED
+from .zoo import FETCHER, RELEASED
 
 MARKERS = re.compile(
     r'^<!-- table:(?P<name>[\w-]+) -->\n.*?^<!-- /table:(?P=name) -->\n?',
@@ -171,13 +171,12 @@ def weights(folder):
                 f'[{row["page"].rpartition("/")[2]}]({row["page"]})',
                 f'{row["top1_raw"]} / {row["top1_ema"]}',
                 f'`{row["sha256"]}`' if row['sha256'] else 'not seen',
-                f'`python {CONVERTER} {row["file"]} '
-                f'checkpoints/evmamba-{arch}_in1k.pth`',
+                f'`python {FETCHER} {arch}`',
                 link(row['config'], folder),
             ]
         )
     heads = ['`arch`', 'page', 'top-1 in its log, raw / EMA', 'SHA-256']
-    return table([*heads, 'converter', ''], body)
+    return table([*heads, 'command', ''], body)
 
 
 def reliability(folder):

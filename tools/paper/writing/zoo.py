@@ -10,6 +10,7 @@ CONFIGS = ROOT / 'configs'
 INDEX = ROOT / 'model-index.yml'
 RELEASED = RESULTS / 'released_weights.csv'
 CONVERTER = 'tools/model_converters/convert_checkpoint.py'
+FETCHER = 'tools/model_converters/fetch_weights.py'
 REPOSITORY = 'https://github.com/TerryPei/EfficientVMamba'
 # Not of the paper: nothing in the tables is counted of them.
 DEMO = 'demo'
@@ -48,10 +49,9 @@ HEADER = """\
 # of a run of these configs.
 """
 WEIGHTS_HEADER = """\
-# Converted From names the page of the released weights, whose file
-# {converter} turns into a checkpoint of this package. No
-# page was opened here, so the addresses of the files are not known, and
-# Weights is left out: mim would save a page as if it were the file.
+# Weights: evmamba://SIZE is loaded by what imports evmamba_mm, which asks the
+# page in Converted From for its file; mim cannot download it. No page was
+# opened here, so the addresses of the files are not known.
 """
 
 
@@ -116,7 +116,8 @@ def weights_of(released):
         'Converter': CONVERTER,
     }
     if not released['url']:
-        return {'Converted From': origin}
+        size = released['page'].rpartition('-')[2].lower()
+        return {'Weights': f'evmamba://{size}', 'Converted From': origin}
     return {
         'Weights': released['url'],
         'SHA256': released['sha256'] or None,
@@ -138,6 +139,8 @@ def model_entry(config, backbone, count, released):
     results = results_of(config)
     if results:
         entry['Results'] = results
+    # mmengine's inferencers read the key of each model.
+    entry['Weights'] = None
     if released is not None:
         entry.update(weights_of(released))
     return entry
@@ -182,7 +185,7 @@ def metafile(folder, counts):
     }
     header = HEADER
     if any('Converted From' in model for model in models):
-        header += WEIGHTS_HEADER.format(converter=CONVERTER)
+        header += WEIGHTS_HEADER
     return header + yaml.safe_dump(content, sort_keys=False, width=1000)
 
 

@@ -20,7 +20,9 @@ import torch
 
 from . import cache
 
-INSTALL_LINE = 'pip install cuda-bindings'
+# The bindings load NVRTC of their own major version: that of torch's CUDA.
+_MAJOR = (torch.version.cuda or '13').partition('.')[0]
+INSTALL_LINE = f'pip install "cuda-bindings=={_MAJOR}.*"'
 _SOURCES = Path(__file__).parent
 # Without it a block gets 48 KB of shared memory.
 _LARGE_SHARED_MEMORY = 48 * 1024

@@ -1,0 +1,72 @@
+"""A backbone with weights, and its feature maps of an image, without a config.
+
+backbone = load_backbone('tiny', out_indices=(0, 1, 2, 3))
+maps = image_features(backbone, Image.open('photo.jpg'))
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..backbones import EfficientVMamba
+
+# Of RGB values from 0 to 255, as the released classifiers were trained.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+def load_backbone(
+    arch: str = 'tiny',
+    checkpoint: str | Path | None = None,
+    out_indices: int | Sequence[int] = -1,
+    device: str = 'cpu',
+) -> EfficientVMamba:
+    """Return a backbone with trained weights, in evaluation mode.
+
+    A classifier's file has the norm of the last output alone: the other
+    outputs are normalised without scale and shift.
+
+    Args:
+        arch: As of :class:`evmamba_mm.EfficientVMamba`.
+        checkpoint: A classifier's file, released or converted; without it the
+            released weights of this arch, which the first call fetches.
+        out_indices: Stages whose feature maps to return.
+        device: Where to compute.
+
+    Raises:
+        ValueError: If an argument is illegal, or the file does not fit.
+    """
+    if checkpoint is None:
+        checkpoint = f'evmamba://{arch}'
+    backbone = EfficientVMamba(
+        arch,
+        out_indices=out_indices,
+        init_cfg=dict(
+            type='Pretrained', checkpoint=str(checkpoint), prefix='backbone.'
+        ),
+    )
+    backbone.init_weights()
+    return backbone.to(device).eval()
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """Return an image as (1, 3, H, W), normalised as in training."""
+    pixels = torch.from_numpy(np.array(image.convert('RGB'), np.float32))
+    normalised = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
+    return normalised.permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+@torch.no_grad()
+def image_features(
+    backbone: EfficientVMamba, image: Image.Image
+) -> tuple[Tensor, ...]:
+    """Return the feature maps of an image, each (1, C, H, W).
+
+    The image is neither resized nor cropped.
+    """
+    device = next(backbone.parameters()).device
+    return backbone(image_tensor(image).to(device))

@@ -1,0 +1,63 @@
+"""Stock tools of the toolboxes behind `python -m evmamba_mm.run`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from evmamba_mm import run
+
+from .compat.processes import run_python
+from .test_rooms import ROOT
+
+CONFIGS = ROOT / 'configs'
+
+
+def test_a_script_gets_its_arguments_and_its_exit_status(tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'import sys, mmcv.ops\n'
+        'print(__name__, sys.argv[0] == __file__, *sys.argv[1:])\n'
+        'sys.exit(3)\n'
+    )
+    outcome = run_python('-m', 'evmamba_mm.run', script, '-a', 'b')
+    assert outcome.code == 3, outcome.log
+    assert outcome.out.splitlines()[-1] == '__main__ True -a b'
+
+
+def test_a_tool_that_is_not_there(capsys):
+    assert run.main(['mmdet/analysis_tools/none.py']) == 2
+    assert 'no tool of that name' in capsys.readouterr().err
+    assert run.main(['../x/y.py']) == 2
+    assert run.main([]) == 2
+    assert run.main(['--help']) == 0
+
+
+def test_get_flops_of_mmseg():
+    pytest.importorskip('mmseg', reason='mmseg is not installed')
+    config = CONFIGS / 'mmseg/upernet_evmamba-tiny_4xb4-160k_ade20k-512x512.py'
+    tool = 'mmseg/analysis_tools/get_flops.py'
+    lines = run_python(
+        '-m', 'evmamba_mm.run', tool, config, '--shape', '64', '64'
+    ).lines()
+    assert any(line.startswith('Flops: ') for line in lines)
+
+
+def test_browse_dataset_of_mmdet(tmp_path):
+    pytest.importorskip('mmdet', reason='mmdet is not installed')
+    pytest.importorskip('sklearn', reason='scikit-learn is not installed')
+    maker = ROOT / 'tools/dataset_converters/make_digits.py'
+    few = ('--num-train', '2', '--num-val', '1')
+    command = [sys.executable, maker, '--out', tmp_path / 'data', *few]
+    subprocess.run(command, check=True, capture_output=True)
+    config = CONFIGS / 'demo/mask-rcnn_evmamba-atto_fpn_1xb8-8e_digits.py'
+    run_python(
+        *('-m', 'evmamba_mm.run', 'mmdet/analysis_tools/browse_dataset.py'),
+        *(config, '--output-dir', tmp_path / 'out', '--not-show'),
+        '--cfg-options',
+        f'train_dataloader.dataset.data_root={tmp_path / "data"}/',
+    ).lines()
+    stored = tmp_path / 'data/annotations/instances_train.json'
+    images = json.loads(stored.read_text())['images']
+    assert len(list((tmp_path / 'out').rglob('*.*'))) == len(images)
