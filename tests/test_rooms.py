@@ -81,6 +81,14 @@ ROOMS = {
     'hooks': Room(within=('graphs', 'hooks'), outside=('torch', 'mmengine')),
     'optim': Room(within=('optim',), outside=('torch', 'mmengine')),
     'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
+    # What writes or runs a file is imported when it is asked for.
+    'export': Room(
+        within=('export', 'layers', 'ops/scan'),
+        outside=(
+            *('numpy', 'torch', 'onnx', 'onnxscript', 'onnxruntime'),
+            'openvino',
+        ),
+    ),
     'checkpoint': Room(within=(), outside=('torch',)),
     'data_preprocessor': Room(
         within=(), outside=('torch', 'mmengine', 'mmpretrain')

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from ..layers import BiMamba
+from ..layers.bi_mamba import BiMamba
 from ..layers.scan_mixer import ScanMixer
 
 # Place of each named size in an image (B, C, H, W), and its range. torch
