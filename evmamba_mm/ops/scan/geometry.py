@@ -163,6 +163,7 @@ class AtrousGroups(Geometry):
         _check_map(x)
         batch, height, width, channels = x.shape
         p = self.step
+        # Not -(-height // p): ONNX rounds negative quotients towards zero.
         rows, cols = (height + p - 1) // p, (width + p - 1) // p
         x = F.pad(x, (0, 0, 0, cols * p - width, 0, rows * p - height))
         cells = x.reshape(batch, rows, p, cols, p, channels)
