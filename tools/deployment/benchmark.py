@@ -8,6 +8,7 @@ nothing else use the machine.
 
 import argparse
 import csv
+import re
 import statistics
 import sys
 import tempfile
@@ -57,7 +58,8 @@ def version_of(runtime):
     import importlib
 
     package = {'eager': 'torch'}.get(runtime, runtime.partition('-')[0])
-    return f'{package} {importlib.import_module(package).__version__[:9]}'
+    version = importlib.import_module(package).__version__
+    return f'{package} {re.match(r"[0-9.]+", version)[0]}'
 
 
 def export(model, folder, runtimes, image):
