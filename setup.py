@@ -18,6 +18,7 @@ MIM_ENTRIES = (
     *('tools/torchrun.sh', 'tools/torchrun.py'),
     'tools/analysis_tools',
     'tools/dataset_converters',
+    'tools/deployment',
     'tools/model_converters',
 )
 # Whatever else lies in these folders is not of the package.

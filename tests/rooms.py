@@ -72,6 +72,14 @@ ROOMS = {
             'mmpretrain',
         ),
     ),
+    # What writes or runs a file is imported when it is asked for.
+    'export': Room(
+        within=('export', 'layers', 'ops/scan'),
+        outside=(
+            *('numpy', 'torch', 'onnx', 'onnxscript', 'onnxruntime'),
+            'openvino',
+        ),
+    ),
     'graphs': Room(within=('graphs', 'ops', 'arguments'), outside=('torch',)),
     'hooks': Room(
         within=('graphs', 'hooks', 'arguments', 'whole_files'),

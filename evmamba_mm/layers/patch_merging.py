@@ -34,7 +34,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, C, H, W) into (B, out, ceil(H / 2), ceil(W / 2))."""
         x = channels_last(x)
-        height, width = (-(-side // 2) for side in x.shape[1:3])
+        # Not -(-side // 2): ONNX rounds negative quotients towards zero.
+        height, width = ((side + 1) // 2 for side in x.shape[1:3])
         x = F.pad(
             x, (0, 0, 0, 2 * width - x.shape[2], 0, 2 * height - x.shape[1])
         )

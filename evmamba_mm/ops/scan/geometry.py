@@ -173,7 +173,8 @@ class AtrousGroups(Geometry):
         _check_map(x)
         batch, height, width, channels = x.shape
         p = self.step
-        rows, cols = -(-height // p), -(-width // p)
+        # Not -(-height // p): ONNX rounds negative quotients towards zero.
+        rows, cols = (height + p - 1) // p, (width + p - 1) // p
         x = F.pad(x, (0, 0, 0, cols * p - width, 0, rows * p - height))
         cells = x.reshape(batch, rows, p, cols, p, channels)
         by_row = cells.permute(0, 4, 2, 5, 1, 3)
@@ -193,7 +194,7 @@ class AtrousGroups(Geometry):
                 size.
         """
         p = self.step
-        rows, cols = -(-height // p), -(-width // p)
+        rows, cols = (height + p - 1) // p, (width + p - 1) // p
         if y.dim() != 4 or y.shape[1] != p * p or y.shape[3] != rows * cols:
             raise ValueError(
                 f'y must have shape (B, {p * p}, C, {rows * cols}) for a map '
@@ -212,7 +213,9 @@ class AtrousGroups(Geometry):
         )
         cells = by_row.permute(0, 4, 2, 5, 1, 3)
         padded = cells.reshape(batch, rows * p, cols * p, channels)
-        return padded[:, :height, :width].contiguous()
+        # An index would make an exporter ask whether there was any padding.
+        cut = padded.narrow(1, 0, height).narrow(2, 0, width)
+        return cut.contiguous()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""Writes a model as ONNX and compares the file with the model."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .compare import TOLERANCE, compare, other_image
+from .decompose import decompose_scans
+from .dense import DenseModel, dense_model
+from .program import export_program
+
+INSTALL_LINE = 'pip install "evmamba_mm[onnx]"'
+_logger = logging.getLogger('evmamba_mm')
+
+
+def write_onnx(
+    model: DenseModel,
+    file: Path,
+    image: Tensor,
+    dynamic: Sequence[str],
+    written_out: bool,
+) -> None:
+    """Write ONNX without comparing it; arguments as :func:`export_onnx`.
+
+    Raises:
+        ImportError: If onnx or onnxscript is missing; it says how to install.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'ONNX files need onnx: {INSTALL_LINE}') from error
+    with torch.no_grad():
+        _logger.info('export: tracing the model')
+        program = export_program(model, image, dynamic)
+        names = list(model(image))
+        _logger.info('export: writing the scans in ops of torch')
+        program = decompose_scans(program, written_out)
+        _logger.info('export: translating to ONNX')
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=['image'],
+            output_names=names,
+            verbose=False,
+        )
+    translated.save(file)
+    onnx.checker.check_model(str(file), full_check=True)
+
+
+def onnx_outputs(file: str | Path, threads: int = 0):
+    """Function of an image array that runs an ONNX file by onnxruntime.
+
+    Args:
+        file: Path of the ONNX file.
+        threads: Threads of an op; 0 leaves it to onnxruntime.
+
+    Raises:
+        ImportError: If onnxruntime is missing; it says how to install it.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            f'running an ONNX file needs onnxruntime: {INSTALL_LINE}'
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        str(file), options, providers=['CPUExecutionProvider']
+    )
+
+    def run(image):
+        return session.run(None, {'image': image})
+
+    return run
+
+
+def export_onnx(
+    model: nn.Module,
+    file: str | Path,
+    image: Tensor | None = None,
+    dynamic: Sequence[str] = ('batch', 'height', 'width'),
+    written_out: bool = False,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Write a model as ONNX, and check the file against the model.
+
+    The file is checked by onnx's checker and run by onnxruntime on the
+    example and, where a size is dynamic, on images of another size.
+
+    Args:
+        model: See :func:`dense_model`; it is not changed.
+        file: Path to write, ``.onnx``.
+        image: Example, (B, C, H, W); noise of 1x3x224x224 when None.
+        dynamic: Sizes that stay open; the others are the example's.
+        written_out: Whether the file has no Scan node, for runtimes that
+            refuse it; height and width must then be fixed.
+        tolerance: Largest error, relative to an output's largest value.
+
+    Returns:
+        The largest error that was found.
+
+    Raises:
+        ValueError: If an argument is illegal.
+        RuntimeError: If the file's outputs are not those of the model. The
+            file is left for inspection.
+        ImportError: If a package is missing; it says how to install it.
+    """
+    if written_out and {'height', 'width'} & set(dynamic):
+        raise ValueError(
+            'dynamic must not name height or width where the scan is written '
+            f'out, got {tuple(dynamic)}'
+        )
+    if image is None:
+        image = torch.randn(1, 3, 224, 224)
+    dense = dense_model(model).eval()
+    write_onnx(dense, Path(file), image, dynamic, written_out)
+    images = [image, other_image(image, dynamic)]
+    _logger.info('export: comparing the file with the model')
+    return compare(dense, onnx_outputs(file), images, tolerance)

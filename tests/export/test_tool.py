@@ -1,0 +1,65 @@
+"""tools/deployment: the export of a config, and the table of latencies."""
+
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from evmamba_mm.apis import build_predictor
+
+from ..tools.test_train_test import TOOLS, load_tool
+
+ROOT = TOOLS.parent
+CONFIG = ROOT / 'configs/demo/evmamba-atto_1xb16-15e_digits.py'
+
+
+@pytest.fixture
+def main(monkeypatch):
+    return load_tool('deployment/export', monkeypatch).main
+
+
+def test_config_becomes_a_program(main, tmp_path, capsys):
+    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
+    model = build_predictor(Config.fromfile(CONFIG), 'cpu').model
+    weights, out = tmp_path / 'weights.pth', tmp_path / 'model.pt2'
+    torch.save({'state_dict': model.state_dict()}, weights)
+    arguments = [str(CONFIG), str(weights), str(out), '--dynamic', 'batch']
+    assert main(arguments) == 0
+    assert 'model.pt2: written' in capsys.readouterr().out
+    program = torch.export.load(out).module()
+    image = torch.randn(3, 3, 224, 224)
+    with torch.no_grad():
+        expected = model(image, mode='tensor')
+        found = program(image)['scores']
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        (['a.py', 'b.pth', 'c.bin'], 'OUT must end in .onnx, .xml, .pt2'),
+        (['a.py', 'b.pth', 'c.xml', '--dynamic', 'batch'], 'a fixed size'),
+    ],
+)
+def test_wrong_arguments_are_refused(main, arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_missing_config_is_an_error(main, capsys):
+    assert main(['none.py', 'b.pth', 'c.onnx']) == 1
+    assert 'none.py' in capsys.readouterr().err
+
+
+def test_page_shows_the_measured_latencies(monkeypatch, capsys):
+    tool = load_tool('deployment/benchmark', monkeypatch)
+    assert (
+        tool.main(['table', str(ROOT / 'tools/deployment/latency.csv')]) == 0
+    )
+    made = capsys.readouterr().out
+    page = (ROOT / 'docs/export.md').read_text()
+    block = re.compile(r'<!-- latency -->\n(.*?)<!-- /latency -->', re.DOTALL)
+    (shown,) = block.findall(page)
+    assert shown.split() == made.split()
