@@ -8,6 +8,7 @@ compat.apply()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
+from .canvases import BatchCanvasPad  # noqa: E402
 from .data_preprocessor import BatchDataPreprocessor  # noqa: E402
 from .hooks import CUDAGraphHook, DeferredRuntimeInfoHook  # noqa: E402
 from .optim import (  # noqa: E402
@@ -19,6 +20,7 @@ register_flop_handles()
 
 __all__ = [
     'ARCHS',
+    'BatchCanvasPad',
     'BatchDataPreprocessor',
     'CUDAGraphHook',
     'DeferredRuntimeInfoHook',

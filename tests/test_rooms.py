@@ -82,6 +82,7 @@ ROOMS = {
     'optim': Room(within=('optim',), outside=('torch', 'mmengine')),
     'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
+    'canvases': Room(within=(), outside=('torch', 'mmengine')),
     'data_preprocessor': Room(
         within=(), outside=('torch', 'mmengine', 'mmpretrain')
     ),
@@ -117,6 +118,7 @@ ROOMS = {
         within=(
             'analysis',
             'backbones',
+            'canvases',
             'compat',
             'data_preprocessor',
             'hooks',

@@ -2,7 +2,9 @@
 
 from operator import attrgetter
 
-from torch import Tensor, nn
+from torch import nn
+
+from .call import tensors_of
 
 # The four dicts of functions that a module calls beside its forward.
 hooks = attrgetter(
@@ -13,13 +15,20 @@ hooks = attrgetter(
 )
 
 
-def check_image(image: Tensor) -> None:
-    """Refuse an image that is not on a GPU, with a ValueError."""
-    if not image.is_cuda:
+def check_inputs(inputs: object) -> None:
+    """Refuse an input that no graph takes, with a ValueError."""
+    tensors = tensors_of(inputs)
+    if tensors is None:
         raise ValueError(
-            f'image must be on a CUDA device, got {image.device}: CUDA graphs '
-            'need one'
+            'the input must be a tensor or a sequence of tensors, got '
+            f'{type(inputs).__name__}'
         )
+    for tensor in tensors:
+        if not tensor.is_cuda:
+            raise ValueError(
+                'the input must be on a CUDA device, got '
+                f'{tensor.device}: CUDA graphs need one'
+            )
 
 
 def check_hooks(module: nn.Module) -> None:

@@ -42,6 +42,7 @@ VARIABLES = {
     'pixel_mean',
     'pixel_std',
     'policies',
+    'few_sizes',
     'scales',
     'test_pipeline',
     'train_pipeline',

@@ -185,7 +185,7 @@ def test_shapes_are_captured_after_their_repeats(
         step(hook, runner, image)
     assert 'forward' not in part.__dict__
     step(hook, runner, images[1])
-    assert 'captured backbone for images of (1, 3, 4, 4)' in package_log.text
+    assert 'captured backbone for inputs of (1, 3, 4, 4)' in package_log.text
     assert part._forward_pre_hooks
     step(hook, runner, images[0]).sum().backward()
     assert len(replays) == 2

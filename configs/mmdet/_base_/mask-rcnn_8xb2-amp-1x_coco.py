@@ -4,7 +4,7 @@ _base_ = [
     'mmdet::_base_/schedules/schedule_1x.py',
 ]
 
-train_dataloader = dict(batch_size=2)
+train_dataloader = dict(batch_size=2, num_workers=4, pin_memory=True)
 # 8 GPUs x 2 images
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
