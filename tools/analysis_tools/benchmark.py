@@ -98,6 +98,14 @@ def add_classifiers(tasks):
         add_choices(parser, '--dtype', DTYPES, ['bf16'])
         add_choices(parser, '--mode', MODES, ['eager'])
         add_choices(parser, '--phase', PHASES, ['inference'])
+        parser.add_argument(
+            '--warm',
+            type=positive,
+            metavar='PROCESSES',
+            help='compile this many models at once before anything is '
+            "measured, into Inductor's cache (default: each when its turn "
+            'comes)',
+        )
 
 
 def add_scans(tasks):
@@ -172,6 +180,11 @@ def add_table(tasks):
     parser = tasks.add_parser('table', help='a Markdown table of the rows')
     parser.add_argument('rows', type=Path, metavar='FILE.csv')
     parser.add_argument(
+        '--best',
+        action='store_true',
+        help='of the modes of a model, show the fastest',
+    )
+    parser.add_argument(
         '--unit',
         choices=('images_per_s', 'ms'),
         default='images_per_s',
@@ -216,8 +229,13 @@ def device_of(name):
 
 
 def classifiers(args, session):
-    from evmamba_mm.benchmark import classifiers
+    from evmamba_mm.benchmark import classifiers, warming
 
+    if args.warm and 'compiled' in args.mode:
+        warming.warm(
+            *(args.warm, args.models, args.phase, args.batch, args.size),
+            *(args.dtype, session.device),
+        )
     classifiers.run(
         session,
         args.models,
@@ -290,7 +308,7 @@ def run(args, command):
     from evmamba_mm.benchmark import rows
 
     if args.task == 'table':
-        print(rows.markdown(rows.read(args.rows), args.unit))
+        print(rows.markdown(rows.read(args.rows), args.unit, args.best))
         return 0
     from evmamba_mm.benchmark.scans import RedCheck
 
