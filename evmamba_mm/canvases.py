@@ -94,7 +94,7 @@ class BatchCanvasPad(nn.Module):
                 break
         if not self._told:
             self._told = True
-            _logger.warning(
+            _logger.info(
                 'a batch of %dx%d keeps its size: no canvas of at most %s '
                 'times its pixels holds it; there are %s',
                 *(height, width, self.max_growth),

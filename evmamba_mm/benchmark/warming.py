@@ -19,10 +19,10 @@ CALLS = 3
 
 
 def _divide_cores(processes: int) -> None:
-    # Inductor reads it when it is imported, at the first compilation.
-    cores = max(1, (os.cpu_count() or 1) // processes)
-    os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = str(cores)
-    torch.set_num_threads(cores)
+    # Inductor reads it when it is imported, at the first compilation. The
+    # number of torch's own threads stays: results are kept by it.
+    cores = len(os.sched_getaffinity(0)) // processes
+    os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = str(max(1, cores))
 
 
 def compile_once(

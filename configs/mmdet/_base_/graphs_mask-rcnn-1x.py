@@ -1,6 +1,6 @@
-# CUDA graphs for batches of few sizes. On 800x1333 seven of eight batches of
-# COCO have one of these already; the others become as large as the next one.
-# For a model's `data_preprocessor`; `batch_augments=None` switches it off.
+# CUDA graphs for batches of few sizes: at 800x1333 most batches of COCO have
+# one of them already; the others get the next larger one. For a model's
+# `data_preprocessor`; `batch_augments=None` switches it off.
 few_sizes = dict(
     non_blocking=True,
     batch_augments=[
