@@ -1,88 +1,59 @@
 """Compiles models in parallel processes, for a cache that they share."""
 
-import gc
-import itertools
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from . import models, modes
 
-# Calls of a compiled model: it is recorded as a graph after the first.
-CALLS = 3
-
-
-def _divide_cores(processes: int) -> None:
-    # Inductor reads it when it is imported, at the first compilation. The
-    # number of torch's own threads stays: results are kept by it.
-    cores = len(os.sched_getaffinity(0)) // processes
-    os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = str(max(1, cores))
-
-
-def compile_once(
-    name: str, phase: str, batch: int, size: int, dtype: str, device: str
-) -> None:
-    """Compile a model as it is measured, and forget it."""
-    torch.backends.cudnn.benchmark = True
-    place = torch.device(device)
-    make = dict(inference=modes.inference, training=modes.training)[phase]
-    model = models.build_classifier(name).to(place)
-    settings = modes.DTYPES[dtype], batch, (size, size), place
-    run = make(model, 'compiled', *settings)
-    for call in range(CALLS):
-        run(call)
-    del model, run
-    torch.compiler.reset()
-    gc.collect()
-    if place.type == 'cuda':
-        torch.cuda.empty_cache()
-
-
-def warm(
-    processes: int,
-    names: Sequence[str],
-    phases: Sequence[str],
-    batches: Sequence[int],
-    sizes: Sequence[int],
-    dtypes: Sequence[str],
-    device: torch.device,
-) -> list[str]:
-    """Compile every combination of the lists, several at once.
+def warm(commands: Mapping[str, Sequence[str]], processes: int) -> list[str]:
+    """Run commands that compile models, several at once.
 
     A compilation takes half a minute to two; with its result in Inductor's
-    cache, that of the measuring process takes a few seconds.
+    cache, that of the measuring process takes a few seconds. Keys of the
+    cache depend on what a process has imported, so that a command should be
+    the measuring one for a single model.
+
+    Args:
+        commands: Arguments of each command, by a name for messages.
+        processes: How many run at once.
 
     Returns:
-        Those that failed, which measuring will tell of in full.
+        Names of those that failed, which measuring will tell of in full.
     """
-    cases = [*itertools.product(names, phases, batches, sizes, dtypes)]
+    cores = max(1, (os.cpu_count() or 1) // processes)
+    environment = dict(
+        os.environ,
+        # Without it each process would compile with all cores.
+        TORCHINDUCTOR_COMPILE_THREADS=str(cores),
+    )
+
+    def run(command: Sequence[str]) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True
+        )
+
     failed = []
     with (
-        ProcessPoolExecutor(
-            min(processes, len(cases)),
-            mp_context=get_context('spawn'),
-            initializer=_divide_cores,
-            initargs=(processes,),
-        ) as pool,
+        ThreadPoolExecutor(processes) as pool,
         Progress(console=Console(stderr=True)) as bar,
     ):
-        task = bar.add_task('compiling', total=len(cases))
-        jobs = {
-            pool.submit(compile_once, *case, str(device)): case
-            for case in cases
-        }
+        task = bar.add_task('compiling', total=len(commands))
+        jobs = {pool.submit(run, c): name for name, c in commands.items()}
         for job in as_completed(jobs):
-            error = job.exception()
-            if error is not None:
-                name = ' '.join(map(str, jobs[job]))
-                failed.append(name)
-                kind = type(error).__name__
-                print(f'not compiled: {name}: {kind}', file=sys.stderr)
+            result = job.result()
+            if result.returncode != 0:
+                failed.append(jobs[job])
+                errors = [
+                    line
+                    for line in result.stderr.splitlines()
+                    if line.startswith('error: ')
+                ]
+                why = errors[-1] if errors else f'exit {result.returncode}'
+                print(f'not compiled: {jobs[job]}: {why}', file=sys.stderr)
             bar.advance(task)
     return failed

@@ -1,5 +1,9 @@
 """Peers run at their best, and the best is what is compared."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +13,11 @@ from evmamba_mm.benchmark import models, modes, rows, warming
 for host in ('mmdet', 'mmpretrain'):
     pytest.importorskip(host, reason=f'{host} is not installed')
 
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / 'tools' / 'analysis_tools' / 'benchmark.py'
+spec = importlib.util.spec_from_file_location('benchmark_peers', SCRIPT)
+benchmark = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(benchmark)
 CPU = torch.device('cpu')
 ATTO = 'EfficientVMamba:atto'
 
@@ -67,22 +76,28 @@ def test_others_run_channels_last(phase):
     assert seen[1].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_model_is_compiled_as_it_is_measured(monkeypatch):
-    calls = []
-
-    def compiled(model, device):
-        model.register_forward_hook(lambda m, x, y: calls.append(y.shape))
-        return model
-
-    monkeypatch.setattr(modes, 'compiled', compiled)
-    for phase in modes.PHASES:
-        warming.compile_once(ATTO, phase, 2, 32, 'fp32', 'cpu')
-    assert calls == [(2, 1000)] * warming.CALLS * 2
-
-
 def test_what_cannot_be_compiled_ahead_is_told(capfd):
-    pytest.importorskip('timm', reason='timm is not installed')
-    case = ['timm:resnet19'], ['inference'], [1], [32], ['fp32']
-    assert warming.warm(2, *case, CPU) == ['timm:resnet19 inference 1 32 fp32']
+    show = "import os; assert os.environ['TORCHINDUCTOR_COMPILE_THREADS']"
+    commands = {
+        'good': [sys.executable, '-c', show],
+        'bad': [sys.executable, '-c', "raise SystemExit('error: no model')"],
+        'dead': [sys.executable, '-c', 'raise SystemExit(3)'],
+    }
+    assert sorted(warming.warm(commands, 2)) == ['bad', 'dead']
     told = capfd.readouterr().err
-    assert 'not compiled: timm:resnet19 inference 1 32 fp32: ValueErr' in told
+    assert 'not compiled: bad: error: no model' in told
+    assert 'not compiled: dead: exit 3' in told
+
+
+def test_each_model_and_phase_is_compiled_by_itself():
+    argv = f'model {ATTO} timm:a --phase inference training --batch 1 8'
+    args = benchmark.parse_args([*argv.split(), '--warm', '2'])
+    commands = benchmark.compilations(args, CPU)
+    assert list(commands) == [
+        *(f'{ATTO} inference', f'{ATTO} training'),
+        *('timm:a inference', 'timm:a training'),
+    ]
+    for command in commands.values():
+        own = benchmark.parse_args(command[2:])
+        assert (own.mode, own.batch, own.warm) == (['compiled'], [1, 8], None)
+    assert own.models == ['timm:a']

@@ -4,6 +4,7 @@ Rows go into a CSV file, of which `table` makes a Markdown table.
 """
 
 import argparse
+import itertools
 import shlex
 import signal
 import sys
@@ -228,14 +229,25 @@ def device_of(name):
     return device
 
 
+def compilations(args, device):
+    """Commands of this tool that compile one model each."""
+    commands = {}
+    for model, phase in itertools.product(args.models, args.phase):
+        values = dict(batch=args.batch, size=args.size, dtype=args.dtype)
+        values |= dict(mode=['compiled'], phase=[phase])
+        values |= dict(repeats=[1], device=[device])
+        command = [sys.executable, __file__, args.task, model]
+        for name, given in values.items():
+            command += [f'--{name}', *map(str, given)]
+        commands[f'{model} {phase}'] = command
+    return commands
+
+
 def classifiers(args, session):
     from evmamba_mm.benchmark import classifiers, warming
 
     if args.warm and 'compiled' in args.mode:
-        warming.warm(
-            *(args.warm, args.models, args.phase, args.batch, args.size),
-            *(args.dtype, session.device),
-        )
+        warming.warm(compilations(args, session.device), args.warm)
     classifiers.run(
         session,
         args.models,
