@@ -9,6 +9,7 @@ hub.register()
 
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
+from .canvases import BatchCanvasPad  # noqa: E402
 from .data import (  # noqa: E402
     BatchRandAugment,
     BatchRandomErasing,
@@ -37,6 +38,7 @@ register_flop_handles()
 __all__ = [
     'ARCHS',
     'AtomicCheckpointHook',
+    'BatchCanvasPad',
     'BatchDataPreprocessor',
     'BatchRandAugment',
     'BatchRandomErasing',

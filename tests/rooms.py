@@ -93,6 +93,7 @@ ROOMS = {
         outside=('torch',),
     ),
     'arguments': Room(within=(), outside=('torch',)),
+    'canvases': Room(within=(), outside=('torch', 'mmengine')),
     'checkpoint': Room(within=(), outside=('torch',)),
     'data_preprocessor': Room(
         within=('arguments',),
@@ -142,6 +143,7 @@ ROOMS = {
         within=(
             'analysis',
             'backbones',
+            'canvases',
             'compat',
             'data',
             'data_preprocessor',

@@ -1,4 +1,7 @@
 _base_ = [
     './_base_/models/mask-rcnn_evmamba-base.py',
     './_base_/mask-rcnn_8xb2-amp-1x_coco.py',
+    './_base_/graphs_mask-rcnn-1x.py',
 ]
+
+model = dict(data_preprocessor=_base_.few_sizes)

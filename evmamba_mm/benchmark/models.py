@@ -73,6 +73,7 @@ def from_timm(name: str) -> nn.Module:
 
     Raises:
         ImportError: If timm is not installed.
+        ValueError: If it has no such model.
     """
     try:
         import timm
@@ -80,6 +81,11 @@ def from_timm(name: str) -> nn.Module:
         raise ImportError(
             f'timm:{name} needs timm: pip install timm'
         ) from error
+    if not timm.is_model(name):
+        raise ValueError(
+            f'timm {timm.__version__} has no model {name!r}; check the name, '
+            'or get the newest by pip install -U timm'
+        )
     return timm.create_model(name)
 
 

@@ -59,6 +59,12 @@ def autocast(
     return torch.autocast(device.type, dtype=dtype)
 
 
+def layout(model: nn.Module) -> torch.memory_format:
+    """Return the layout of images that serves a model best."""
+    # Ours exchange channels-last maps inside, whatever the image is.
+    return torch.contiguous_format if is_ours(model) else torch.channels_last
+
+
 def is_ours(model: nn.Module) -> bool:
     """Return whether an EfficientVMamba is part of a model."""
     return any(isinstance(m, EfficientVMamba) for m in model.modules())
@@ -71,10 +77,15 @@ def deployed(
 
     Ours are folded by the package, which keeps what the scan's decay rates
     are made of in fp32. Others are folded by mmcv; one whose outputs that
-    would change stays as it is.
+    would change stays as it is. timm merges the branches of its models that
+    are trained with several first.
     """
     if is_ours(model):
         return fuse(model, None if dtype == torch.float32 else dtype)
+    if type(model).__module__.partition('.')[0] == 'timm':
+        from timm.utils import reparameterize_model
+
+        model = reparameterize_model(model.eval(), inplace=False)
     folded = folded_by_mmcv(model.eval(), size)
     return folded.to(dtype=dtype, memory_format=torch.channels_last)
 
@@ -109,7 +120,11 @@ def inference(
     """A function that gives the logits of one of several batches."""
     model = model.eval()
     if mode == 'eager':
-        images = Batches(lambda: random_images(batch, size, device))
+        order = layout(model)
+        model = model.to(memory_format=order)
+        images = Batches(
+            lambda: random_images(batch, size, device).to(memory_format=order)
+        )
 
         def run(call):
             with torch.no_grad(), autocast(device, dtype):
@@ -146,7 +161,11 @@ def training(
     device: torch.device,
 ) -> Callable[[int], object]:
     """A function that goes forward and backward, without an optimiser."""
-    images = Batches(lambda: random_images(batch, size, device))
+    order = layout(model)
+    model = model.to(memory_format=order)
+    images = Batches(
+        lambda: random_images(batch, size, device).to(memory_format=order)
+    )
     labels = torch.randint(CLASSES, (INPUTS, batch), device=device)
     model = model.train()
     called = compiled(model, device) if mode == 'compiled' else model

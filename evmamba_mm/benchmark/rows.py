@@ -1,7 +1,7 @@
 """Rows of measurements, in a CSV file and as a Markdown table."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -101,13 +101,30 @@ def store(path: str | Path, row: Row) -> None:
                 writer.writerows(stored)
 
 
-def markdown(rows: list[dict[str, str]], unit: str) -> str:
+def best(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The fastest mode of each model, phase, batch, size, dtype and device."""
+    fastest: dict[tuple[str, ...], Mapping[str, str]] = {}
+    for row in rows:
+        case = tuple(row[name] for name in KEY if name != 'mode')
+        if case not in fastest or _speed(row) > _speed(fastest[case]):
+            fastest[case] = row
+    return list(fastest.values())
+
+
+def _speed(row: Mapping[str, str]) -> float:
+    return float(row['images_per_s'])
+
+
+def markdown(
+    rows: Sequence[Mapping[str, str]], unit: str, only_best: bool = False
+) -> str:
     """A line for each model, batch, size and dtype, a column for each mode.
 
     Args:
         rows: What :func:`read` gives.
         unit: Column to print, 'images_per_s' or 'ms'. Peak memory, where it
             is known, is that of the phase that needs most.
+        only_best: Whether a column is of a phase, and shows its fastest mode.
 
     Raises:
         ValueError: If the rows are of several devices.
@@ -117,29 +134,37 @@ def markdown(rows: list[dict[str, str]], unit: str) -> str:
         raise ValueError(
             f'one table shows one device, the rows are of {devices}'
         )
-    columns = list(dict.fromkeys((r['phase'], r['mode']) for r in rows))
-    lines = {}
+    if only_best:
+        rows = best(rows)
+    lines, columns = {}, []
     for row in rows:
         name = tuple(row[k] for k in ('model', 'batch', 'size', 'dtype'))
-        lines.setdefault(name, {})[row['phase'], row['mode']] = row
-    head = ['model', 'batch', 'size', 'dtype']
-    head += [f'{phase}, {mode}' for phase, mode in columns] + ['peak, GiB']
+        column = (
+            row['phase'] if only_best else f'{row["phase"]}, {row["mode"]}'
+        )
+        if column not in columns:
+            columns.append(column)
+        lines.setdefault(name, {})[column] = row
+    head = ['model', 'batch', 'size', 'dtype', *columns, 'peak, GiB']
     table = [head, ['---'] * 4 + ['---:'] * (len(columns) + 1)]
     for name, cells in lines.items():
         peaks = [float(c['peak_gib']) for c in cells.values() if c['peak_gib']]
         table.append(
             [
                 *name,
-                *(shown(cells.get(column), unit) for column in columns),
+                *(shown(cells.get(x), unit, only_best) for x in columns),
                 f'{max(peaks):.1f}' if peaks else '',
             ]
         )
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in table)
 
 
-def shown(row: Mapping[str, str] | None, unit: str) -> str:
+def shown(
+    row: Mapping[str, str] | None, unit: str, with_mode: bool = False
+) -> str:
     """Return a cell of the Markdown table."""
     if row is None:
         return ''
     value = float(row[unit])
-    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+    text = f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+    return f'{text} ({row["mode"]})' if with_mode else text

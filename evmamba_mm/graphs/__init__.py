@@ -6,14 +6,20 @@ every call first compares the module with the captured state, and runs eagerly
 if they differ.
 """
 
+from .call import Call, Inputs, copy_of, current_call, tensors_of
 from .capture import autocast_dtype
 from .checks import check_training
 from .forward import graph_inference, graph_training, remove_graphs
 
 __all__ = [
+    'Call',
+    'Inputs',
     'autocast_dtype',
     'check_training',
+    'copy_of',
+    'current_call',
     'graph_inference',
     'graph_training',
     'remove_graphs',
+    'tensors_of',
 ]

@@ -3,9 +3,10 @@
 from operator import attrgetter
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..arguments import check_module, check_tensor
+from ..arguments import check_module
+from .call import tensors_of
 
 # The four dicts of functions that a module calls beside its forward.
 hooks = attrgetter(
@@ -17,21 +18,27 @@ hooks = attrgetter(
 
 
 def check_arguments(
-    module: nn.Module, image: Tensor, dtype: torch.dtype | None
+    module: nn.Module, inputs: object, dtype: torch.dtype | None
 ) -> None:
-    """Refuse an image that is not on a GPU, and other types of arguments."""
+    """Refuse what no graph takes, with a ValueError."""
     check_module('module', module)
-    check_tensor('image', image)
     if not (dtype is None or isinstance(dtype, torch.dtype)):
         raise ValueError(
             'dtype must be torch.float16, torch.bfloat16 or None, got '
             f'{dtype!r}'
         )
-    if not image.is_cuda:
+    tensors = tensors_of(inputs)
+    if tensors is None:
         raise ValueError(
-            f'image must be on a CUDA device, got {image.device}: CUDA graphs '
-            'need one'
+            'the input must be a tensor or a sequence of tensors, got '
+            f'{type(inputs).__name__}'
         )
+    for tensor in tensors:
+        if not tensor.is_cuda:
+            raise ValueError(
+                'the input must be on a CUDA device, got '
+                f'{tensor.device}: CUDA graphs need one'
+            )
 
 
 def check_hooks(module: nn.Module) -> None:

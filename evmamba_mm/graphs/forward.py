@@ -7,26 +7,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .capture import autocast_dtype, is_recorded
+from .call import Call, Inputs, call_of, current_call, tensors_of
+from .capture import is_recorded
 from .checks import check_arguments, check_hooks, check_training
 from .inference import InferenceGraph
-from .training import TrainingGraph
+from .training import TrainingGraph, Turn
 
 _logger = logging.getLogger('evmamba_mm')
 
 
 def graph_training(
-    module: nn.Module, image: Tensor, dtype: torch.dtype | None = None
+    module: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None
 ) -> None:
     """Replay a module's forward and backward as CUDA graphs in training.
 
     Training calls that match the capture replay it; all others run eagerly. A
-    call matches if gradients are enabled, the image has the same shape, dtype
-    and device and needs no gradient, the autocast dtype is the same, the same
+    call matches if gradients are enabled, the input has the same shape, dtype,
+    device and need of a gradient, the autocast dtype is the same, the same
     parameters need gradients, the same submodules are in training mode, and
     none has a hook. The activations of a replay last until its backward,
     which may run once; a second call before that runs eagerly. Capturing
     another shape or dtype adds a graph, capturing the same one replaces it.
+    The graphs of a module share the memory of their activations.
 
     Replacing or moving a parameter, a buffer or a submodule drops the graph.
     Loading weights and optimiser steps take effect. Values that Python reads
@@ -35,22 +37,32 @@ def graph_training(
     statistics. A copy or a pickle of the module has no graphs.
 
     Args:
-        module: Maps one tensor to tensors, such as a backbone. It is changed
-            in place.
-        image: Example on the GPU, (B, C, H, W); its contents do not matter.
+        module: Maps one tensor, or a sequence of tensors, to tensors, as a
+            backbone or a neck does. It is changed in place.
+        inputs: Example on the GPU, such as images (B, C, H, W) or the feature
+            maps of a backbone. Its contents do not matter. Tensors that
+            require a gradient get one in the backward.
         dtype: Autocast dtype of the training, None without autocast.
 
     Raises:
-        ValueError: If the image is not on a GPU, the module not in training,
+        ValueError: If the input is not on a GPU, the module not in training,
             or a part of it cannot be captured; see :func:`check_training`.
     """
-    check_arguments(module, image, dtype)
+    check_arguments(module, inputs, dtype)
     if not module.training:
         raise ValueError(
             'module must be in training mode; call module.train() first'
         )
     check_training(module)
-    _add_graph(TrainingGraph, module, image, dtype)
+    forward = _forward_of(module)
+    call = call_of(inputs, True, dtype)
+    forward.graphs.pop(call, None)
+    with torch.cuda.device(tensors_of(inputs)[0].device):
+        forward.graphs[call] = TrainingGraph(
+            *(module, forward.eager, inputs, dtype),
+            *(forward.turn, forward.pool()),
+        )
+    module.forward = forward
 
 
 def graph_inference(
@@ -78,7 +90,11 @@ def graph_inference(
             'module must be in evaluation mode; call module.eval() first'
         )
     check_hooks(module)
-    _add_graph(InferenceGraph, module, image, dtype)
+    forward = _forward_of(module)
+    with torch.cuda.device(image.device):
+        graph = InferenceGraph(module, forward.eager, image, dtype)
+    forward.graphs[call_of(image.detach(), False, dtype)] = graph
+    module.forward = forward
 
 
 def remove_graphs(module: nn.Module) -> None:
@@ -97,24 +113,12 @@ def remove_graphs(module: nn.Module) -> None:
         module.forward = forward.eager
 
 
-def _key(image: Tensor, grads: bool, dtype: torch.dtype | None) -> tuple:
-    return image.shape, image.dtype, image.device, grads, dtype
-
-
-def _add_graph(
-    kind: type[InferenceGraph] | type[TrainingGraph],
-    module: nn.Module,
-    image: Tensor,
-    dtype: torch.dtype | None,
-) -> None:
+def _forward_of(module: nn.Module) -> '_GraphedForward':
+    """The forward with the graphs of a module, which has none at first."""
     forward = module.__dict__.get('forward')
-    if not isinstance(forward, _GraphedForward):
-        forward = _GraphedForward(module)
-    key = _key(image, kind.grads, dtype)
-    forward.graphs.pop(key, None)
-    with torch.cuda.device(image.device):
-        forward.graphs[key] = kind(module, forward.eager, image, dtype)
-    module.forward = forward
+    if isinstance(forward, _GraphedForward):
+        return forward
+    return _GraphedForward(module)
 
 
 class _GraphedForward:
@@ -123,50 +127,55 @@ class _GraphedForward:
     def __init__(self, module: nn.Module) -> None:
         self.eager = module.forward
         self.eager_is_own = 'forward' in module.__dict__
-        self.graphs: dict[tuple, InferenceGraph | TrainingGraph] = {}
+        self.graphs: dict[Call, InferenceGraph | TrainingGraph] = {}
+        self.turn = Turn()
         self._told: set[tuple] = set()
 
-    def __call__(self, image: Tensor):
-        if (
-            isinstance(image, Tensor)
-            and not image.requires_grad
-            and not is_recorded()
-        ):
-            key = _key(image, torch.is_grad_enabled(), autocast_dtype())
-            graph = self.graphs.get(key)
-            if graph is not None and self._fits(graph, key):
-                return graph.replay(image)
-        return self.eager(image)
+    def __call__(self, inputs: Inputs):
+        if not is_recorded():
+            call = current_call(inputs)
+            graph = self.graphs.get(call)
+            if graph is not None and self._fits(graph, call):
+                return graph.replay(inputs)
+        return self.eager(inputs)
 
-    def _fits(self, graph: InferenceGraph | TrainingGraph, key: tuple) -> bool:
+    def pool(self) -> tuple | None:
+        """Memory of the graphs of the training, None if there are none."""
+        # That of a graph which is gone cannot be taken again.
+        for graph in self.graphs.values():
+            if isinstance(graph, TrainingGraph):
+                return graph.pool()
+        return None
+
+    def _fits(self, graph: InferenceGraph | TrainingGraph, call: Call) -> bool:
         if graph.state.has_moved():
-            del self.graphs[key]
+            del self.graphs[call]
             self._tell(
-                key,
+                call,
                 'is dropped: a parameter, a buffer or a submodule was moved '
                 'or replaced after the capture',
             )
             return False
         if graph.state.is_set_otherwise():
             self._tell(
-                key,
+                call,
                 'is not replayed: hooks, training mode or the parameters with '
                 'gradients differ from the capture',
             )
             return False
-        if graph.waits():
+        if isinstance(graph, TrainingGraph) and self.turn.waits():
             self._tell(
-                key,
+                call,
                 'is not replayed for a second forward before the backward',
             )
             return False
         return True
 
-    def _tell(self, key: tuple, what: str) -> None:
-        if (key, what) not in self._told:
-            self._told.add((key, what))
+    def _tell(self, call: Call, what: str) -> None:
+        if (call, what) not in self._told:
+            self._told.add((call, what))
             _logger.warning(
-                'the CUDA graph for images of %s %s', tuple(key[0]), what
+                'the CUDA graph for inputs of %s %s', call.shape, what
             )
 
     def __deepcopy__(self, memo: dict) -> Callable:

@@ -19,8 +19,6 @@ class InferenceGraph:
         dtype: Autocast dtype, None without autocast.
     """
 
-    grads = False
-
     def __init__(
         self,
         module: nn.Module,
@@ -35,10 +33,6 @@ class InferenceGraph:
             stream = warm_up(lambda: eager(self._image), image.device)
             with capture(self._graph, stream):
                 self._output = eager(self._image)
-
-    def waits(self) -> bool:
-        """Whether a replay would overwrite what another one still needs."""
-        return False
 
     def replay(self, image: Tensor):
         """Result of the module for an image, until the next replay."""

@@ -1,9 +1,9 @@
-"""Captures a part of a model as CUDA graphs while mmengine trains it."""
+"""Captures parts of a model as CUDA graphs while mmengine trains it."""
 
 import logging
 import time
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from mmengine.hooks import Hook
@@ -11,45 +11,117 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from ..arguments import checked
 from ..graphs import (
-    autocast_dtype,
+    Call,
+    Inputs,
     check_training,
+    copy_of,
+    current_call,
     graph_training,
     remove_graphs,
+    tensors_of,
 )
 
 _logger = logging.getLogger('evmamba_mm')
 
 
-class _Call(NamedTuple):
-    """Calls that can replay one capture."""
+class _Part:
+    """A module whose calls are counted until they are captured.
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    autocast: torch.dtype | None
+    Args:
+        name: Its path in the model.
+        module: The module.
+        repeats: Calls before a capture.
+        shapes: Captures at most.
+    """
 
-    def __str__(self) -> str:
-        autocast = self.autocast or 'no'
-        return f'{self.shape} in {self.dtype}, {autocast} autocast'
+    def __init__(
+        self, name: str, module: nn.Module, repeats: int, shapes: int
+    ) -> None:
+        self.name = name
+        self.module = module
+        self.repeats = repeats
+        self.shapes = shapes
+        self.seen: Counter[Call] = Counter()
+        self.captured: set[Call] = set()
+        self._examples: dict[Call, Inputs] = {}
+        self._handle = self._count_calls()
+
+    def _count_calls(self) -> RemovableHandle:
+        part = self.module
+
+        def note(module: nn.Module, inputs: tuple) -> None:
+            # A copy of the module brings this function along.
+            if module is part and len(inputs) == 1:
+                self._note(inputs[0])
+
+        return part.register_forward_pre_hook(note)
+
+    def _note(self, inputs: object) -> None:
+        if not self.module.training or not torch.is_grad_enabled():
+            return
+        tensors = tensors_of(inputs)
+        if tensors is None or not all(x.is_cuda for x in tensors):
+            return
+        call = current_call(inputs)
+        self.seen[call] += 1
+        if self.seen[call] == self.repeats and call not in self.captured:
+            self._examples[call] = copy_of(inputs)
+
+    def capture_due(self) -> None:
+        """Capture what came often enough, as far as it is allowed."""
+        for call in [*self._examples]:
+            if len(self.captured) == self.shapes:
+                break
+            start = time.perf_counter()
+            self._capture(call)
+            self.captured.add(call)
+            _logger.info(
+                'CUDAGraphHook captured %s for inputs of %s, in %.1f s',
+                *(self.name, call, time.perf_counter() - start),
+            )
+        if len(self.captured) == self.shapes:
+            self.stop_counting()
+
+    def _capture(self, call: Call) -> None:
+        inputs = self._examples.pop(call)
+        try:
+            graph_training(self.module, inputs, call.autocast)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f'there is too little memory to capture {self.name} for '
+                f'inputs of {call}: lower the batch size of the '
+                "train_dataloader or the hook's shapes, or remove the hook. "
+                f'{str(error).partition(". ")[0]}'
+            ) from error
+
+    def stop_counting(self) -> None:
+        self._handle.remove()
+        self._examples.clear()
+
+    def restore(self) -> None:
+        self.stop_counting()
+        remove_graphs(self.module)
 
 
 @HOOKS.register_module()
 class CUDAGraphHook(Hook):
-    """Train a part of the model with CUDA graphs.
+    """Train parts of the model with CUDA graphs.
 
-    The hook counts calls until an image shape was frequent enough, and then
+    The hook counts calls until an input shape was frequent enough, and then
     captures its forward and backward between two iterations, with
     :func:`evmamba_mm.graphs.graph_training`. Other shapes, such as a smaller
-    last batch, and validation run eagerly. Training ends with the module's
+    last batch, and validation run eagerly. Training ends with the modules'
     own forward restored.
 
     Args:
-        module: Dotted path of the part in the model. It takes one tensor.
-        shapes: How many shapes to capture at most. Each keeps the memory of
-            its activations.
+        module: Dotted path of the part in the model, or several. Each takes
+            one argument, a tensor or a sequence of tensors.
+        shapes: How many shapes of a part to capture at most. The largest
+            keeps the memory of its activations.
         repeats: Training calls with one shape before its capture.
         strict: Whether a part that cannot be captured ends the training.
             Otherwise a warning says why, and it trains without graphs.
@@ -63,88 +135,99 @@ class CUDAGraphHook(Hook):
     @checked
     def __init__(
         self,
-        module: str = 'backbone',
+        module: str | Sequence[str] = 'backbone',
         shapes: int = 1,
         repeats: int = 3,
         strict: bool = True,
     ) -> None:
-        if not isinstance(module, str) or not module:
+        names = [module] if isinstance(module, str) else module
+        if (
+            not isinstance(names, list | tuple)
+            or not names
+            or not all(isinstance(name, str) and name for name in names)
+        ):
             raise ValueError(
-                f'module must be a path such as backbone, got {module!r}'
+                'module must be a path such as backbone, or several, got '
+                f'{module!r}'
             )
+        if len(set(names)) < len(names):
+            raise ValueError(f'module must name a part once, got {module!r}')
         self.module = module
+        self.names = tuple(names)
         self.shapes = shapes
         self.repeats = repeats
         self.strict = strict
-        self._part: nn.Module | None = None
-        self._handle = None
-        self._seen: Counter[_Call] = Counter()
-        self._captured: set[_Call] = set()
+        self._parts: list[_Part] = []
 
     def before_train(self, runner) -> None:
-        """Find the module and start counting its calls."""
-        try:
-            part = self._capturable(runner)
-        except ValueError as error:
-            if self.strict:
-                raise
-            _logger.warning('training without CUDA graphs: %s', error)
-            return
-        if not any(parameter.is_cuda for parameter in part.parameters()):
+        """Find the modules and start counting their calls."""
+        self._parts = []
+        found = {}
+        for name in self.names:
+            try:
+                found[name] = self._capturable(runner, name)
+            except ValueError as error:
+                if self.strict:
+                    raise
+                self._give_up(name, error)
+        for name, module in found.items():
+            if any(p.is_cuda for p in module.parameters()):
+                part = _Part(name, module, self.repeats, self.shapes)
+                self._parts.append(part)
+                continue
             _logger.log(
                 logging.WARNING if self.strict else logging.INFO,
                 'CUDAGraphHook does nothing: %s is not on a CUDA device and '
                 'trains without graphs',
-                self.module,
+                name,
             )
-            return
-        self._part = part
-        self._seen.clear()
-        self._captured.clear()
-        self._count_calls(part)
 
     def before_train_iter(
         self, runner, batch_idx: int, data_batch=None
     ) -> None:
         """Capture the shapes that came often enough."""
-        if self._handle is None:
-            return
-        for call, times in self._seen.items():
-            if times >= self.repeats and call not in self._captured:
-                self._capture(call)
-            if self._part is None:
-                return
-            if len(self._captured) == self.shapes:
-                self._stop_counting()
-                return
+        for part in [*self._parts]:
+            try:
+                part.capture_due()
+            except (RuntimeError, ValueError) as error:
+                if self.strict:
+                    raise
+                self._give_up(part.name, error)
+                part.restore()
+                self._parts.remove(part)
+                # What the capture had taken is free for other shapes.
+                torch.cuda.empty_cache()
 
     def after_train(self, runner) -> None:
-        """Restore the module's own forward."""
-        if self._part is None:
-            return
-        if not self._captured:
-            _logger.warning(
-                'CUDAGraphHook captured nothing: %s saw no image shape %d '
-                'times in training; the most frequent was %s',
-                self.module,
-                self.repeats + 1,
-                self._seen.most_common(1) or 'none',
-            )
-        self._stop_counting()
-        remove_graphs(self._part)
-        self._part = None
+        """Restore the modules' own forward."""
+        for part in self._parts:
+            if not part.captured:
+                most = [
+                    f'{call}, {times} times'
+                    for call, times in part.seen.most_common(1)
+                ]
+                _logger.warning(
+                    'CUDAGraphHook captured nothing: %s saw no input shape %d '
+                    'times in training; the most frequent was %s',
+                    *(part.name, self.repeats + 1, (most or ['none'])[0]),
+                )
+            part.restore()
+        self._parts = []
 
-    def _capturable(self, runner) -> nn.Module:
+    def _give_up(self, name: str, error: Exception) -> None:
+        _logger.warning('training %s without CUDA graphs: %s', name, error)
+
+    def _capturable(self, runner, name: str) -> nn.Module:
         if runner.cfg.get('compile'):
             raise ValueError(
                 'CUDAGraphHook cannot be combined with compile, got '
                 f'compile={runner.cfg["compile"]!r}; remove one of them'
             )
-        part = self._find(runner.model)
+        part = self._find(runner.model, name)
         check_training(part)
         return part
 
-    def _find(self, model: nn.Module) -> nn.Module:
+    def _find(self, model: nn.Module, path: str) -> nn.Module:
         if is_model_wrapper(model):
             if not isinstance(model, DistributedDataParallel):
                 raise ValueError(
@@ -154,84 +237,17 @@ class CUDAGraphHook(Hook):
                 )
             model = model.module
         part = model
-        for name in self.module.split('.'):
+        for name in path.split('.'):
             part = getattr(part, name, None)
             if not isinstance(part, nn.Module):
                 names = [name for name, _ in model.named_children()]
                 raise ValueError(
-                    f'module={self.module!r} is not in '
+                    f'module={path!r} is not in '
                     f'{type(model).__name__}, which has {", ".join(names)}'
                 )
         if is_model_wrapper(part):
             raise ValueError(
-                f'module={self.module!r} must not be a wrapper, got '
-                f'{type(part).__name__}; use {self.module}.module'
+                f'module={path!r} must not be a wrapper, got '
+                f'{type(part).__name__}; use {path}.module'
             )
         return part
-
-    def _count_calls(self, part: nn.Module) -> None:
-        seen = self._seen
-
-        def note(module: nn.Module, inputs: tuple) -> None:
-            # A copy of the module brings this function along.
-            if module is not part or len(inputs) != 1:
-                return
-            image = inputs[0]
-            if (
-                isinstance(image, torch.Tensor)
-                and module.training
-                and torch.is_grad_enabled()
-                and image.is_cuda
-                and not image.requires_grad
-            ):
-                call = _Call(
-                    tuple(image.shape),
-                    image.dtype,
-                    image.device,
-                    autocast_dtype(),
-                )
-                seen[call] += 1
-
-        self._handle = part.register_forward_pre_hook(note)
-
-    def _stop_counting(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def _give_up(self, error: Exception) -> None:
-        """Raise, or go on without graphs."""
-        if self.strict:
-            raise error
-        _logger.warning('training without CUDA graphs: %s', error)
-        self._stop_counting()
-        remove_graphs(self._part)
-        self._part = None
-
-    def _capture(self, call: _Call) -> None:
-        start = time.perf_counter()
-        image = torch.zeros(call.shape, dtype=call.dtype, device=call.device)
-        try:
-            graph_training(self._part, image, call.autocast)
-        except torch.OutOfMemoryError as error:
-            self._give_up(
-                RuntimeError(
-                    f'there is too little memory to capture {self.module} for '
-                    f'images of {call}: lower the batch size of the '
-                    "train_dataloader or the hook's shapes, or remove the hook"
-                    f'. {str(error).partition(". ")[0]}'
-                )
-            )
-            # What the capture had taken is free for other shapes.
-            torch.cuda.empty_cache()
-            return
-        except (RuntimeError, ValueError) as error:
-            self._give_up(error)
-            return
-        self._captured.add(call)
-        _logger.info(
-            'CUDAGraphHook captured %s for images of %s, in %.1f s',
-            self.module,
-            call,
-            time.perf_counter() - start,
-        )

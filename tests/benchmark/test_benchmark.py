@@ -93,6 +93,8 @@ def test_table(tmp_path, capsys):
         '| a:b | 2 | 32 | fp32 | 2,000 | 40 |  | 2.2 |',
         '| c:d | 2 | 32 | fp32 |  |  | 4,000 |  |',
     ]
+    assert run('table', path, '--best') == 0
+    assert '| 2,000 (eager) | 40 (eager) | 2.2 |' in capsys.readouterr().out
 
 
 def test_measure_calls_with_rising_numbers():

@@ -50,6 +50,7 @@ VARIABLES = {
     'pixel_std',
     'policies',
     'rand_augment',
+    'few_sizes',
     'scales',
     'size',
     'stored_size',

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 
-from evmamba_mm import BatchDataPreprocessor, CUDAGraphHook
+from evmamba_mm import BatchCanvasPad, BatchDataPreprocessor, CUDAGraphHook
 
 from .follow import ROOT
 from .page import read_blocks
@@ -33,6 +33,24 @@ def test_config_has_parts_that_can_be_built(folder):
         wrapper = build_optim_wrapper(classifier, config.optim_wrapper)
     assert len(wrapper.optimizer.param_groups) == 1
     assert isinstance(classifier.data_preprocessor, BatchDataPreprocessor)
+
+
+@pytest.mark.parametrize(
+    ('name', 'shapes'), [('fast_detector.py', 4), ('multi_scale.py', 10)]
+)
+def test_detector_has_a_graph_for_each_canvas(name, shapes, folder):
+    pytest.importorskip('mmdet', reason='mmdet is not installed')
+    config = Config.fromfile(folder / name)
+    (hook,) = config.custom_hooks
+    assert HOOKS.build(hook).shapes == shapes
+    config.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = MODELS.build(config.model)
+    (pad,) = detector.data_preprocessor.batch_augments
+    assert isinstance(pad, BatchCanvasPad)
+    assert len(pad.canvases) == shapes
+    for module in hook.module:
+        assert detector.get_submodule(module)
 
 
 @pytest.mark.skipif(

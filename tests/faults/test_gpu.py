@@ -8,7 +8,6 @@ import evmamba_mm.hooks.graph_hook as graph_hook
 from evmamba_mm import CUDAGraphHook, EfficientVMamba
 from evmamba_mm.graphs import graph_training, remove_graphs
 
-from ..compat.conftest import package_log  # noqa: F401  a fixture
 from ..graph_fixtures import NEEDS_GPU, make_up_graphs
 
 STEPS = 16
@@ -32,7 +31,7 @@ def step(hook, runner, image):
 def test_a_capture_without_memory_says_what_to_lower(
     strict,
     monkeypatch,
-    package_log,  # noqa: F811
+    package_log,
 ):
     make_up_graphs(monkeypatch)
     monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: None)
@@ -60,7 +59,7 @@ def test_a_capture_without_memory_says_what_to_lower(
 
 @NEEDS_GPU
 @pytest.mark.parametrize('strict', [True, False])
-def test_a_full_gpu_trains_without_graphs(strict, package_log):  # noqa: F811
+def test_a_full_gpu_trains_without_graphs(strict, package_log):
     part = nn.Sequential(
         *(nn.Sequential(nn.Conv2d(32, 32, 1), nn.GELU()) for _ in range(8))
     ).cuda()

@@ -46,6 +46,9 @@ def test_the_hook_is_registered():
     [
         (dict(module=''), 'module must be a path'),
         (dict(module=None), 'module must be a path'),
+        (dict(module=[]), 'module must be a path'),
+        (dict(module=['neck', 3]), 'module must be a path'),
+        (dict(module=['neck', 'neck']), 'must name a part once'),
         (dict(shapes=0), 'shapes must be an integer'),
         (dict(repeats=0.5), 'repeats must be an integer'),
         (dict(strict='no'), "strict must be True or False, got 'no'"),
@@ -184,7 +187,7 @@ def test_shapes_are_captured_after_their_repeats(
         step(hook, runner, image)
     assert 'forward' not in part.__dict__
     step(hook, runner, images[1])
-    assert 'captured backbone for images of (1, 3, 4, 4)' in package_log.text
+    assert 'captured backbone for inputs of (1, 3, 4, 4)' in package_log.text
     assert part._forward_pre_hooks
     step(hook, runner, images[0]).sum().backward()
     assert len(replays) == 2
@@ -195,6 +198,31 @@ def test_shapes_are_captured_after_their_repeats(
     assert len(replays) == 2
     hook.after_train(runner)
     assert 'forward' not in part.__dict__
+
+
+def test_several_parts_are_captured_each_for_itself(
+    part,
+    monkeypatch,
+    package_log,
+):
+    make_up_graphs(monkeypatch)
+    replays = count_replays(monkeypatch)
+    model = nn.ModuleDict(dict(backbone=part, neck=Recomputing(4, 4, 1)))
+    model['head'] = nn.Conv2d(4, 2, 1)
+    runner = Made(model)
+    hook = CUDAGraphHook(['backbone', 'neck', 'head'], repeats=1, strict=False)
+    hook.before_train(runner)
+    assert 'training neck without CUDA graphs' in package_log.text
+    image = torch.rand(1, 3, 4, 4)
+    for _ in range(2):
+        model['head'](
+            model['neck'](step(hook, runner, image))
+        ).sum().backward()
+    assert len(replays) == 4
+    hook.after_train(runner)
+    for module in model.values():
+        assert 'forward' not in module.__dict__
+        assert not module._forward_pre_hooks
 
 
 def test_a_training_without_a_capture_is_told(

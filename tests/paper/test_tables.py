@@ -170,3 +170,29 @@ def test_without_a_package_the_stored_count_stays(monkeypatch, capsys):
 def test_everything_is_up_to_date(capsys):
     """Counts every config anew."""
     assert tables.main(['--check']) == 0, capsys.readouterr().out
+
+
+def test_table_of_speeds(tmp_path, monkeypatch):
+    head = 'model,mode,phase,batch,size,dtype,images_per_s,ms,peak_gib,device'
+    lines = [
+        *('EfficientVMamba:tiny,graph,inference', 'timm:x,eager,inference'),
+        *('timm:x,compiled,inference', 'timm:x,compiled,training'),
+    ]
+    speeds = [300, 100, 400, 50]
+    path = tmp_path / 'a.csv'
+    text = [
+        f'{line},2,32,bf16,{speed},1,,GPU,2,c'
+        for line, speed in zip(lines, speeds, strict=True)
+    ]
+    path.write_text('\n'.join([f'{head},torch,command', *text]) + '\n')
+    monkeypatch.setattr(markdown, 'SPEEDS', path)
+    assert markdown.render('speed', ROOT).splitlines() == [
+        '| model | top-1 | inference, images/s | mode | '
+        'training, images/s | mode |',
+        '| --- | --- | --- | --- | --- | --- |',
+        '| timm:x |  | 400 | compiled | 50 | compiled |',
+        '| EfficientVMamba-T | 76.5 | 300 | graph |  |  |',
+    ]
+    path.write_text(path.read_text() + text[0].replace(',32,', ',64,') + '\n')
+    with pytest.raises(ValueError, match='must have one of each of batch'):
+        markdown.render('speed', ROOT)

@@ -85,6 +85,16 @@ def test_rows_are_chosen_by_batch_and_size(throughput):
     assert choose(measured, 'eager', 'inference', None, 7) == []
 
 
+def test_the_fastest_mode_of_each_model(throughput):
+    measured = [
+        row(mode=mode, ms=ms).texts()
+        for mode, ms in (('eager', 4.0), ('graph', 2.0))
+    ]
+    measured.append(row('c:d', 'compiled').texts())
+    chosen = throughput.chosen_rows(measured, 'best', 'inference', 2, 32)
+    assert chosen == measured[1:]
+
+
 def test_accuracy_that_is_no_number_is_told(throughput, tmp_path):
     path = accuracies(tmp_path / 'b.csv', 'a:b,A,seventy,')
     with pytest.raises(ValueError, match="line 2.*'seventy'"):

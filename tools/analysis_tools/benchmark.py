@@ -101,6 +101,14 @@ def add_classifiers(tasks):
         add_choices(parser, '--dtype', DTYPES, ['bf16'])
         add_choices(parser, '--mode', MODES, ['eager'])
         add_choices(parser, '--phase', PHASES, ['inference'])
+        parser.add_argument(
+            '--warm',
+            type=positive,
+            metavar='PROCESSES',
+            help='compile this many models at once before anything is '
+            "measured, into Inductor's cache (default: each when its turn "
+            'comes)',
+        )
 
 
 def add_scans(tasks):
@@ -198,6 +206,11 @@ def add_table(tasks):
     parser = tasks.add_parser('table', help='a Markdown table of the rows')
     parser.add_argument('rows', type=Path, metavar='FILE.csv')
     parser.add_argument(
+        '--best',
+        action='store_true',
+        help='of the modes of a model, show the fastest',
+    )
+    parser.add_argument(
         '--unit',
         choices=('images_per_s', 'ms'),
         default='images_per_s',
@@ -241,9 +254,25 @@ def device_of(name):
     return device
 
 
-def classifiers(args, session):
-    from evmamba_mm.benchmark import classifiers
+def compilations(args, device):
+    """Commands of this tool that compile one model each."""
+    commands = {}
+    for model, phase in itertools.product(args.models, args.phase):
+        values = dict(batch=args.batch, size=args.size, dtype=args.dtype)
+        values |= dict(mode=['compiled'], phase=[phase])
+        values |= dict(repeats=[1], device=[device])
+        command = [sys.executable, __file__, args.task, model]
+        for name, given in values.items():
+            command += [f'--{name}', *map(str, given)]
+        commands[f'{model} {phase}'] = command
+    return commands
 
+
+def classifiers(args, session):
+    from evmamba_mm.benchmark import classifiers, warming
+
+    if args.warm and 'compiled' in args.mode:
+        warming.warm(compilations(args, session.device), args.warm)
     classifiers.run(
         session,
         args.models,
@@ -332,7 +361,7 @@ def run(args, command):
     from evmamba_mm.benchmark import rows
 
     if args.task == 'table':
-        print(rows.markdown(rows.read(args.rows), args.unit))
+        print(rows.markdown(rows.read(args.rows), args.unit, args.best))
         return 0
     from evmamba_mm.benchmark.scans import RedCheck
 

@@ -156,7 +156,12 @@ def add_throughput(kinds):
         metavar='FILE.csv',
         help='columns model (as measured), name (as written), top1',
     )
-    throughput.add_argument('--mode', choices=MODES, default='eager')
+    throughput.add_argument(
+        '--mode',
+        choices=(*MODES, 'best'),
+        default='eager',
+        help='best: the fastest one of each model (default: eager)',
+    )
     throughput.add_argument('--phase', choices=PHASES, default='inference')
     for name in ('--batch', '--size'):
         throughput.add_argument(

@@ -4,8 +4,13 @@ _base_ = [
     'mmdet::_base_/schedules/schedule_1x.py',
 ]
 
-# Workers get the seed of each epoch, so that it can be repeated.
-train_dataloader = dict(batch_size=2, persistent_workers=False)
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=4,
+    pin_memory=True,
+    # Workers get the seed of each epoch, so that it can be repeated.
+    persistent_workers=False,
+)
 # 8 GPUs x 2 images
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 

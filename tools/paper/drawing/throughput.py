@@ -8,6 +8,7 @@ from . import style
 from .labels import place_labels
 
 OURS = 'EfficientVMamba'
+BEST = 'best'
 NEEDED = ('model', 'name', 'top1')
 SAME = ('batch', 'size', 'dtype', 'device')
 
@@ -40,10 +41,20 @@ def read_accuracies(path):
 
 
 def chosen_rows(rows, mode, phase, batch, size):
-    """Rows of one mode and phase, and of a batch and size where given."""
-    wanted = {'mode': mode, 'phase': phase, 'batch': batch, 'size': size}
+    """Rows of one mode and phase, and of a batch and size where given.
+
+    Mode 'best' takes the fastest one of each model.
+    """
+    wanted = {'phase': phase, 'batch': batch, 'size': size}
+    if mode != BEST:
+        wanted['mode'] = mode
     given = {key: str(v) for key, v in wanted.items() if v is not None}
-    return [r for r in rows if all(r[k] == v for k, v in given.items())]
+    chosen = [r for r in rows if all(r[k] == v for k, v in given.items())]
+    if mode != BEST:
+        return chosen
+    from evmamba_mm.benchmark.rows import best
+
+    return best(chosen)
 
 
 def points_of(rows, accuracies, mode, phase):
@@ -100,6 +111,7 @@ def draw(output, rows, accuracies, mode, phase):
     points = points_of(rows, accuracies, mode, phase)
     row = rows[0]
     speeds = [point[1] for point in points]
+    way = 'fastest mode of each' if mode == BEST else mode
     with style.canvas(4.9, output) as figure:
         axis = figure.subplots()
         figure.subplots_adjust(0.075, 0.105, 0.96, 0.98)
@@ -109,7 +121,7 @@ def draw(output, rows, accuracies, mode, phase):
         axis.set_axisbelow(True)
         axis.set_ylabel('ImageNet top-1 (%), as published')
         axis.set_xlabel(
-            f'images/s, {phase}, {mode}, {row["dtype"]}, batch '
+            f'images/s, {phase}, {way}, {row["dtype"]}, batch '
             f'{row["batch"]} of {row["size"]}x{row["size"]}, {row["device"]}'
         )
         points.sort(key=lambda point: (not point[3], point[1]))

@@ -47,6 +47,11 @@ HEADS = {
     'es2d': 'ES2D',
     'inres': 'InRes',
 }
+MEASURED = COMPUTED.parent / 'benchmark'
+SPEEDS = MEASURED / 'h200_peers.csv'
+TOP1 = MEASURED / 'top1.csv'
+PHASES = ('inference', 'training')
+SETTING = ('batch', 'size', 'dtype', 'device', 'torch')
 # The paper's references to its bibliography say nothing here.
 HIDDEN = ('reference',)
 OURS = 'EfficientVMamba'
@@ -190,10 +195,47 @@ def reliability(folder):
     return table(heads, body)
 
 
+def speed(folder):
+    """Each model at its fastest, in inference and in training.
+
+    Raises:
+        ValueError: If nothing is measured yet, or several settings are.
+    """
+    from evmamba_mm.benchmark import rows
+
+    names = {row['model']: row for row in read_csv(TOP1)}
+    fastest = rows.best(rows.read(SPEEDS))
+    if len({tuple(row[k] for k in SETTING) for row in fastest}) != 1:
+        raise ValueError(
+            f'{SPEEDS.name} must have one of each of {", ".join(SETTING)}'
+        )
+    models = {}
+    for row in fastest:
+        models.setdefault(row['model'], {})[row['phase']] = row
+
+    def slowness(model):
+        row = models[model].get('inference')
+        return -float(row['images_per_s']) if row else 0
+
+    body = []
+    for model in sorted(models, key=slowness):
+        known = names.get(model, dict(name=model, top1=''))
+        cells = [known['name'], known['top1']]
+        for phase in PHASES:
+            row = models[model].get(phase)
+            cells.append(rows.shown(row, 'images_per_s'))
+            cells.append(row['mode'] if row else '')
+        body.append(cells)
+    heads = ['model', 'top-1']
+    for phase in PHASES:
+        heads += [f'{phase}, images/s', 'mode']
+    return table(heads, body)
+
+
 def render(name, folder):
     """Returns the table of a marker for a page in `folder`."""
     own = dict(variants=variants, results=results, weights=weights)
-    own |= dict(ablations=ablations, reliability=reliability)
+    own |= dict(ablations=ablations, reliability=reliability, speed=speed)
     if name in TABLES:
         return paper_table(name, folder)
     if name in own:
