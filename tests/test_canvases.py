@@ -5,8 +5,6 @@ from mmengine.structures import BaseDataElement
 
 from evmamba_mm import BatchCanvasPad
 
-from .compat.conftest import package_log  # noqa: F401  a fixture
-
 CANVASES = [(64, 128), (64, 96), (128, 64)]
 
 
@@ -42,7 +40,7 @@ def test_a_batch_gets_the_smallest_canvas_that_holds_it(size, canvas):
 
 
 def test_a_batch_without_a_canvas_is_told_once(
-    package_log,  # noqa: F811
+    package_log,
 ):
     pad = MODELS.build(dict(type='BatchCanvasPad', canvases=CANVASES))
     for _ in range(2):

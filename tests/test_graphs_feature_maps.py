@@ -8,7 +8,6 @@ from torch import nn
 
 from evmamba_mm.graphs import graph_training, training
 
-from .compat.conftest import package_log  # noqa: F401  a fixture
 from .graph_fixtures import (
     DEVICES,
     count_replays,
@@ -162,7 +161,7 @@ def test_shapes_take_turns_with_the_memory(
     neck,
     device,
     replays,
-    package_log,  # noqa: F811
+    package_log,
 ):
     plain = copy.deepcopy(neck)
     both = maps(device), maps(device, 16)

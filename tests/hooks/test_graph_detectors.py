@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from ..compat.conftest import package_log  # noqa: F401  a fixture
 from ..configs.leaves import load
 from ..graph_fixtures import NEEDS_GPU, count_replays
 from . import train_detector
@@ -30,7 +29,7 @@ def run(kind, folder, hooks, rounds):
 def test_the_shipped_config_trains_without_a_gpu(
     kind,
     tmp_path,
-    package_log,  # noqa: F811
+    package_log,
 ):
     losses, model = run(kind, tmp_path, [hooks_of(kind)], 2)
     assert len(losses) == 4
