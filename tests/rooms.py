@@ -117,7 +117,7 @@ ROOMS = {
     ),
     'benchmark': Room(
         within=(
-            *('benchmark', 'backbones', 'deploy', 'graphs'),
+            *('benchmark', 'backbones', 'compat', 'deploy', 'graphs'),
             *('ops', 'ops/scan', 'file_locks', 'whole_files'),
         ),
         outside=(

@@ -1,7 +1,11 @@
-"""A training iteration of mmengine's Runner, with the batches in memory."""
+"""A training iteration of mmengine's Runner, with the batches in memory.
+
+Under torchrun all processes train together, and the first one measures.
+"""
 
 import contextlib
 import functools
+import os
 import statistics
 import tempfile
 import time
@@ -15,6 +19,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, TensorDataset
 
+from ..compat import init_cpu_dist
 from . import timing
 
 BATCHES = 2
@@ -44,6 +49,11 @@ class Replayed(DataLoader):
     def __iter__(self):
         for i in range(self.count):
             yield self.batches[i % len(self.batches)]
+
+
+def processes():
+    """How many train together, as torchrun says."""
+    return int(os.environ.get('WORLD_SIZE', 1))
 
 
 def random_batches(config, size, pinned):
@@ -102,6 +112,8 @@ def build_runner(config, batches, mode, length, folder):
         custom = [x for x in custom if x['type'] != 'CUDAGraphHook']
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config.pop(name, None)
+    launcher = 'pytorch' if processes() > 1 else 'none'
+    init_cpu_dist(config, launcher)
     return Runner(
         model=config.model,
         work_dir=folder,
@@ -114,6 +126,7 @@ def build_runner(config, batches, mode, length, folder):
         default_scope=config.default_scope,
         env_cfg=config.get('env_cfg', dict(dist_cfg=dict(backend='nccl'))),
         log_level='WARNING',
+        launcher=launcher,
         cfg=config,
     )
 
@@ -260,8 +273,12 @@ def run(session, paths, modes, size):
                 path, batches, mode, session.device, session.repeats
             )
             for phase in PHASES:
+                measured = functools.partial(trainings, phase)
+                if os.environ.get('RANK', '0') != '0':
+                    measured()
+                    continue
                 session.record(
-                    functools.partial(trainings, phase),
+                    measured,
                     *(Path(path).stem, mode, phase),
-                    *(len(inputs), shape, dtype),
+                    *(processes() * len(inputs), shape, dtype),
                 )

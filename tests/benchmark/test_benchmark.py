@@ -1,5 +1,6 @@
 """The benchmark tool, on tiny sizes: what it does, never how fast it is."""
 
+import subprocess
 import sys
 
 import pytest
@@ -17,7 +18,7 @@ from evmamba_mm.benchmark import (
     timing,
 )
 
-from .tool import ROOT, benchmark, run
+from .tool import ROOT, SCRIPT, benchmark, run
 
 for host in ('mmdet', 'mmpretrain'):
     pytest.importorskip(host, reason=f'{host} is not installed')
@@ -310,6 +311,18 @@ def test_iteration_has_a_time_and_parts(toy, tmp_path, monkeypatch):
     assert all(float(x['ms']) > 0 for x in found[:3])
     assert {x['size'] for x in found} == {'32x32'}
     assert {x['batch'] for x in found} == {'2'}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')
+def test_iteration_of_two_processes(toy, tmp_path):
+    file = tmp_path / 'rows.csv'
+    command = [sys.executable, '-m', 'torch.distributed.run']
+    command += ['--standalone', '--nproc-per-node', '2', SCRIPT, 'iteration']
+    command += [toy, '--random', '32', '--repeats', '2', '--csv', file]
+    subprocess.run([*map(str, command)], check=True, timeout=300)
+    found = rows.read(file)
+    assert [x['phase'] for x in found] == list(iteration.PHASES)
+    assert {x['batch'] for x in found} == {'4'}
 
 
 def test_noise_is_for_classifiers():
