@@ -6,6 +6,7 @@ from .version import __version__
 log.forward_to_mmengine()
 compat.apply()
 
+from . import detection  # noqa: E402, F401  registers parts of mmdet's
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
 from .canvases import BatchCanvasPad  # noqa: E402

@@ -83,6 +83,9 @@ ROOMS = {
     'deploy': Room(within=('layers', 'fast', 'backbones'), outside=('torch',)),
     'checkpoint': Room(within=(), outside=('torch',)),
     'canvases': Room(within=(), outside=('torch', 'mmengine')),
+    'detection': Room(
+        within=('detection', 'ops'), outside=('torch', 'mmengine', 'mmdet')
+    ),
     'data_preprocessor': Room(
         within=(), outside=('torch', 'mmengine', 'mmpretrain')
     ),
@@ -121,6 +124,7 @@ ROOMS = {
             'canvases',
             'compat',
             'data_preprocessor',
+            'detection',
             'hooks',
             'log',
             'optim',
