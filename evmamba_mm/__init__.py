@@ -7,6 +7,7 @@ log.forward_to_mmengine()
 compat.apply()
 hub.register()
 
+from . import detection  # noqa: E402, F401  registers parts of mmdet's
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
 from .canvases import BatchCanvasPad  # noqa: E402

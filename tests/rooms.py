@@ -94,6 +94,9 @@ ROOMS = {
     ),
     'arguments': Room(within=(), outside=('torch',)),
     'canvases': Room(within=(), outside=('torch', 'mmengine')),
+    'detection': Room(
+        within=('detection', 'ops'), outside=('torch', 'mmengine', 'mmdet')
+    ),
     'checkpoint': Room(within=(), outside=('torch',)),
     'data_preprocessor': Room(
         within=('arguments',),
@@ -147,6 +150,7 @@ ROOMS = {
             'compat',
             'data',
             'data_preprocessor',
+            'detection',
             'hooks',
             'hub',
             'log',

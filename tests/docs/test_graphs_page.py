@@ -36,7 +36,12 @@ def test_config_has_parts_that_can_be_built(folder):
 
 
 @pytest.mark.parametrize(
-    ('name', 'shapes'), [('fast_detector.py', 4), ('multi_scale.py', 10)]
+    ('name', 'shapes'),
+    [
+        ('fast_detector.py', 4),
+        ('fast_targets.py', 4),
+        ('multi_scale.py', 10),
+    ],
 )
 def test_detector_has_a_graph_for_each_canvas(name, shapes, folder):
     pytest.importorskip('mmdet', reason='mmdet is not installed')

@@ -16,4 +16,10 @@ model = dict(
         ),
     ),
     neck=dict(in_channels=[48, 96, 192, 384]),
+    # mmdet's own, without loops and waits for the GPU.
+    rpn_head=dict(anchor_generator=dict(type='CachedAnchorGenerator')),
+    train_cfg=dict(
+        rpn=dict(assigner=dict(type='VectorizedMaxIoUAssigner')),
+        rcnn=dict(assigner=dict(type='VectorizedMaxIoUAssigner')),
+    ),
 )
