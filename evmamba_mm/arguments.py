@@ -172,6 +172,17 @@ def check_optional_mapping(name: str, value: Mapping | None) -> None:
         check_mapping(name, value)
 
 
+def check_optional_mappings(
+    name: str, value: Sequence[Mapping] | None
+) -> None:
+    """Refuse what is neither None nor a list of dicts."""
+    is_list = isinstance(value, list | tuple)
+    if value is not None and not (
+        is_list and all(isinstance(each, Mapping) for each in value)
+    ):
+        raise ValueError(f'{name} must be a list of dicts, got {value!r}')
+
+
 def check_init_cfg(name: str, value: dict | list | None) -> None:
     """Refuse what is neither None nor configs of an initialisation."""
     configs = value if isinstance(value, list | tuple) else [value]
@@ -238,6 +249,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     'act': check_factory,
     'batch_augments': check_optional_mapping,
     'device': check_device,
+    'image_augments': check_optional_mappings,
     'init_cfg': check_init_cfg,
     'momentum': check_momentum,
     'optim_wrapper_cfg': check_mapping,

@@ -62,9 +62,9 @@ def grown(net, factor):
 
 
 def test_a_cpu_image_is_refused():
-    with pytest.raises(ValueError, match='the input must be on a CUDA device'):
+    with pytest.raises(ValueError, match='inputs must be on a CUDA device'):
         graph_training(nn.Identity(), torch.zeros(1))
-    with pytest.raises(ValueError, match='the input must be on a CUDA device'):
+    with pytest.raises(ValueError, match='image must be on a CUDA device'):
         graph_inference(nn.Identity(), torch.zeros(1))
 
 

@@ -18,7 +18,7 @@ hooks = attrgetter(
 
 
 def check_arguments(
-    module: nn.Module, inputs: object, dtype: torch.dtype | None
+    module: nn.Module, dtype: torch.dtype | None, name: str, inputs: object
 ) -> None:
     """Refuse what no graph takes, with a ValueError."""
     check_module('module', module)
@@ -30,14 +30,14 @@ def check_arguments(
     tensors = tensors_of(inputs)
     if tensors is None:
         raise ValueError(
-            'the input must be a tensor or a sequence of tensors, got '
+            f'{name} must be a tensor or a sequence of tensors, got '
             f'{type(inputs).__name__}'
         )
     for tensor in tensors:
         if not tensor.is_cuda:
             raise ValueError(
-                'the input must be on a CUDA device, got '
-                f'{tensor.device}: CUDA graphs need one'
+                f'{name} must be on a CUDA device, got {tensor.device}: '
+                'CUDA graphs need one'
             )
 
 

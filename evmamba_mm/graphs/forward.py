@@ -48,7 +48,7 @@ def graph_training(
         ValueError: If the input is not on a GPU, the module not in training,
             or a part of it cannot be captured; see :func:`check_training`.
     """
-    check_arguments(module, inputs, dtype)
+    check_arguments(module, dtype, 'inputs', inputs)
     if not module.training:
         raise ValueError(
             'module must be in training mode; call module.train() first'
@@ -84,7 +84,7 @@ def graph_inference(
         ValueError: If the image is not on a GPU, the module in training, or a
             submodule has a hook.
     """
-    check_arguments(module, image, dtype)
+    check_arguments(module, dtype, 'image', image)
     if module.training:
         raise ValueError(
             'module must be in evaluation mode; call module.eval() first'

@@ -168,8 +168,11 @@ def test_heads_take_what_the_backbone_gives(meta_model):
 
 
 def plain(config):
-    """A config's values without the model and its exempt parameters."""
+    """A config's values without model, exempt parameters and CUDA graphs."""
     values = {k: v for k, v in config.items() if k not in MODEL_VARIABLES}
+    values.pop('few_sizes', None)
+    hooks = values.pop('custom_hooks', None) or []
+    values['custom_hooks'] = [x for x in hooks if x['type'] != 'CUDAGraphHook']
     values['optim_wrapper'].get('paramwise_cfg', {}).pop('custom_keys', None)
     return ConfigDict(values).to_dict()
 

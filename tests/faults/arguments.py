@@ -132,7 +132,7 @@ TARGETS = (
     Target(
         evmamba_mm.CUDAGraphHook,
         takes=dict(
-            module=('no', 'False', 'two'),
+            module=('no', 'False', 'two', ['a']),
             shapes=(10**9,),
             repeats=(10**9,),
             strict=(True,),
@@ -149,6 +149,7 @@ TARGETS = (
             to_onehot=(True,),
             num_classes=(None,),
             batch_augments=(None, {}),
+            image_augments=(None, [], ()),
         ),
     ),
     Target(
@@ -191,7 +192,7 @@ TARGETS = (
     ),
     Target(
         graphs.graph_training,
-        dict(module=nn.Linear(1, 1), image=torch.ones(1)),
+        dict(module=nn.Linear(1, 1), inputs=torch.ones(1)),
         takes=dict(dtype=(None,)),
     ),
     Target(
