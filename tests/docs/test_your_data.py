@@ -66,7 +66,7 @@ MISTAKES = [
         'model.rpn_head.anchor_generator.strides=[4,8,16,32,64]',
     ),
     (
-        'do not match exactly',
+        'does not fit the model of the config',
         'tools/test.py my_detector.py work_dirs/my_neck/epoch_1.pth',
         'work_dir=work_dirs/mistakes',
     ),
