@@ -260,7 +260,7 @@ class BatchRandAugment:
         for index, policy in enumerate(self.policies):
             if policy.group.kind in COLORS:
                 continue
-            own = np.nonzero(draw.policies == index)
+            own = (draw.policies == index).nonzero()
             made = policy.parameters(draw.magnitudes[own], *size)
             if policy.group.kind == 'table':
                 numbers[(*own, TABLE)] = made[:, 0].view(np.float32)

@@ -111,7 +111,7 @@ def _histogram(channel_ptr, pixels, pixel_stride, BLOCK: tl.constexpr):
 
 
 # Contrast:     t[v] = v f + mean(grey) (1 - f)
-# Equalize:     t[v] = (sum of counts below v + s / 2) / s, s = (all - last) / 255
+# Equalize:     t[v] = (counts below v + s / 2) / s, s = (all - last) / 255
 # AutoContrast: t[v] = 255 (v - low) / (high - low)
 @triton.jit
 def _tables_kernel(
@@ -338,6 +338,19 @@ def _step_kernel(
     _store_pixels(y_ptr, offset, channel_stride, mask, blue, green, red)
 
 
+def dense_images(images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Images without gaps, and how far channels and pixels are apart.
+
+    Args:
+        images: (B, C, H, W); copied only if they are neither contiguous nor
+            channels last.
+    """
+    if images.is_contiguous():
+        return images, (images.shape[2] * images.shape[3], 1)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return images, (1, images.shape[1])
+
+
 def augment(images: Tensor, operations: Tensor) -> Tensor:
     """Change each image by its own operations, one after the other.
 
@@ -351,14 +364,11 @@ def augment(images: Tensor, operations: Tensor) -> Tensor:
     Returns:
         New images, channels last if these are.
     """
-    last = not images.is_contiguous()
-    layout = torch.channels_last if last else torch.contiguous_format
-    images = images.contiguous(memory_format=layout)
+    images, strides = dense_images(images)
     batch, _, height, width = images.shape
     pixels = height * width
     if batch * pixels == 0:
         return images.clone()
-    strides = (1, 3) if last else (pixels, 1)
     made = torch.empty(
         (batch, 3, 256), dtype=torch.uint8, device=images.device
     )
@@ -372,7 +382,7 @@ def augment(images: Tensor, operations: Tensor) -> Tensor:
             warps=8,
             contract=False,
         )
-        changed = torch.empty_like(images, memory_format=layout)
+        changed = torch.empty_like(images)
         launch(
             _step_kernel,
             (batch * triton.cdiv(pixels, _PIXELS), 1, 1),
