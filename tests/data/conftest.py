@@ -35,10 +35,3 @@ def pictures():
     pictures[4] = (10, 200, 90)
     pictures[5] = 100 + pictures[5] // 8
     return pictures
-
-
-@pytest.fixture
-def device():
-    """Where the kernels run: a GPU, or else the CPU by the interpreter."""
-    pytest.importorskip('triton', reason='triton is not installed')
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
