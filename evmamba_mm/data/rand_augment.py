@@ -148,9 +148,10 @@ class BatchRandAugment:
     """Change each image of a batch by operations drawn for it.
 
     It has the arguments and the distribution of mmpretrain's RandAugment,
-    which reads the policies, so that the same dict serves both. The images of
-    one operation are changed together, as are all that are warped, and all
-    whose values a table changes.
+    which reads the policies, so that the same dict serves both. On a GPU with
+    Triton all images are changed at once. Elsewhere the images of one
+    operation are changed together, as are all that are warped, and all whose
+    values a table changes.
 
     Args:
         policies: Name of a set, or a dict for each operation.
@@ -224,11 +225,7 @@ class BatchRandAugment:
         return Draw(policies, magnitudes.astype(np.float64))
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """Return the batch (B, 3, H, W), changed as it was drawn.
-
-        Triton's kernels change all images at once on a GPU, elsewhere torch
-        the images of one group after the other.
-        """
+        """Return the batch (B, 3, H, W), changed as it was drawn."""
         if images.is_cuda and triton_installed():
             return self.apply_kernels(images, draw)
         return self.apply_groups(images, draw)
