@@ -140,7 +140,7 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         """Samples of a batch that has labels (B,) alone, and the targets."""
         from mmpretrain.structures import DataSample
 
-        samples = [DataSample() for _ in label]
+        samples = [DataSample() for _ in range(len(label))]
         label, counts = self.cast_data(label), [1] * len(samples)
         scores = self._scores(label, counts) if self.to_onehot else None
         return samples, (label, scores, counts)
@@ -177,9 +177,9 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             images = self._augmented(images)
         if self.to_rgb and images.shape[1] == 3:
             images = images.flip(1)
-        images = images.float()
         if self.mean is None:
-            return images
+            return images.float()
+        # In fp32, as the mean is.
         return (images - self.mean).div_(self.std)
 
     def _augmented(self, images: Tensor) -> Tensor:

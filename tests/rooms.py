@@ -66,7 +66,7 @@ ROOMS = {
         outside=('numpy', 'scipy', 'sklearn', 'PIL', 'cv2'),
     ),
     'data': Room(
-        within=('data',),
+        within=('data', 'ops/triton'),
         outside=(
             *('numpy', 'torch', 'mmengine', 'rich', 'cv2', 'PIL'),
             'mmpretrain',

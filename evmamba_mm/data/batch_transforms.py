@@ -12,6 +12,7 @@ import torch
 from mmengine.registry import TRANSFORMS
 from torch import Tensor
 
+from ..ops.triton import triton_installed
 from . import geometry
 from .transfer import to_device
 
@@ -174,6 +175,8 @@ class BatchRandomErasing:
         chosen, boxes = self.draw(len(images), images.shape[2:], random)
         if not len(chosen):
             return images
+        if images.is_cuda and triton_installed():
+            return self.erase_by_kernel(images, chosen, boxes, random)
         index = to_device(chosen, images.device)
         boxes = to_device(boxes, images.device)[..., None, None]
         top, left, bottom, right = boxes.unbind(1)
@@ -183,6 +186,24 @@ class BatchRandomErasing:
         part = images[index]
         part = torch.where(inside[:, None], self._colours(part), part)
         return images.index_copy(0, index, part)
+
+    def erase_by_kernel(
+        self,
+        images: Tensor,
+        chosen: np.ndarray,
+        boxes: np.ndarray,
+        random: np.random.Generator,
+    ) -> Tensor:
+        """Return the batch with what ``draw`` drew filled in by one launch."""
+        from ..ops.triton.erase import erase
+
+        seeds = random.integers(2**31, size=len(chosen))
+        numbers = np.column_stack([chosen, boxes, seeds]).astype(np.int32)
+        colours = None
+        if self.mode == 'const' or self.std is not None:
+            std = np.zeros(3) if self.mode == 'const' else self.std
+            colours = self.mean.ravel().tolist(), std.ravel().tolist()
+        return erase(images, to_device(numbers, images.device), colours)
 
     def _colours(self, part: Tensor) -> Tensor:
         if self.mode == 'rand' and self.std is None:

@@ -25,7 +25,8 @@ def rotations(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _identities(values: np.ndarray, row: int, column: int) -> np.ndarray:
     """Identities (B, 2, 3), from one cell of which the values are taken."""
-    matrices = np.tile(np.eye(2, 3), (len(values), 1, 1))
+    matrices = np.zeros((len(values), 2, 3))
+    matrices[:, (0, 1), (0, 1)] = 1
     matrices[:, row, column] -= values
     return matrices
 

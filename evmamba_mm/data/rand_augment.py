@@ -11,6 +11,7 @@ import numpy as np
 from mmengine.registry import TRANSFORMS
 from torch import Tensor
 
+from ..ops.triton import triton_installed
 from . import color, geometry
 from .transfer import to_device
 
@@ -45,17 +46,29 @@ class Draw(NamedTuple):
     magnitudes: np.ndarray
 
 
+class Group(NamedTuple):
+    """Policies that are applied together, by one function.
+
+    Attributes:
+        kind: 'table', one of COLORS, or one of MODES of a warp.
+        fill: Colour outside of a warped image.
+    """
+
+    kind: str
+    fill: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+
 class Policy(NamedTuple):
     """One of mmpretrain's transforms, for batches.
 
     Attributes:
-        group: Policies of one group are applied together, by one function.
+        group: What it is applied together with.
         parameters: From magnitudes (B,), height and width to the parameters
             of the function, (B, ...).
         function: From images (B, 3, H, W) and parameters to new images.
     """
 
-    group: tuple
+    group: Group
     parameters: Callable[[np.ndarray, int, int], np.ndarray]
     function: Callable[[Tensor, Tensor], Tensor]
 
@@ -68,14 +81,14 @@ def _table_policy(name: str, transform: Any) -> Policy:
     def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
         return make(values).clip(0, 255).astype(np.uint8)[:, None]
 
-    return Policy(('table',), parameters, color.look_up)
+    return Policy(Group('table'), parameters, color.look_up)
 
 
 def _color_policy(name: str) -> Policy:
     def parameters(values: np.ndarray, height: int, width: int) -> np.ndarray:
         return values
 
-    return Policy((name,), parameters, COLORS[name][0])
+    return Policy(Group(name), parameters, COLORS[name][0])
 
 
 def _warp_policy(name: str, transform: Any) -> Policy:
@@ -97,7 +110,7 @@ def _warp_policy(name: str, transform: Any) -> Policy:
     mode = transform.interpolation
 
     function = functools.partial(geometry.warp, fill=fill, mode=mode)
-    return Policy(('warp', fill, mode), matrices, function)
+    return Policy(Group(mode, fill), matrices, function)
 
 
 def policy_of(transform: Any) -> Policy:
@@ -135,9 +148,10 @@ class BatchRandAugment:
     """Change each image of a batch by operations drawn for it.
 
     It has the arguments and the distribution of mmpretrain's RandAugment,
-    which reads the policies, so that the same dict serves both. The images of
-    one operation are changed together, as are all that are warped, and all
-    whose values a table changes.
+    which reads the policies, so that the same dict serves both. On a GPU with
+    Triton all images are changed at once. Elsewhere the images of one
+    operation are changed together, as are all that are warped, and all whose
+    values a table changes.
 
     Args:
         policies: Name of a set, or a dict for each operation.
@@ -212,6 +226,47 @@ class BatchRandAugment:
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Return the batch (B, 3, H, W), changed as it was drawn."""
+        if images.is_cuda and triton_installed():
+            return self.apply_kernels(images, draw)
+        return self.apply_groups(images, draw)
+
+    def apply_kernels(self, images: Tensor, draw: Draw) -> Tensor:
+        """Do as ``apply`` does, in two launches for each operation."""
+        from ..ops.triton.augment import augment
+
+        operations = self._operations(draw, images.shape[2:])
+        return augment(images, to_device(operations, images.device))
+
+    @functools.cached_property
+    def _records(self) -> np.ndarray:
+        """What the kernels must know of each policy and of none (P + 1, R)."""
+        from ..ops.triton.augment import FILL, KINDS, NUMBERS
+
+        records = np.zeros((len(self.policies) + 1, NUMBERS), np.float32)
+        for record, policy in zip(records, self.policies, strict=False):
+            record[0] = KINDS[policy.group.kind]
+            record[FILL] = policy.group.fill
+        return records
+
+    def _operations(self, draw: Draw, size: tuple[int, int]) -> np.ndarray:
+        """A draw as the kernels read it (S, B, R)."""
+        from ..ops.triton.augment import FACTOR, MATRIX, TABLE
+
+        numbers = self._records[draw.policies]
+        numbers[..., FACTOR] = 1 + draw.magnitudes.astype(np.float32)
+        for index, policy in enumerate(self.policies):
+            if policy.group.kind in COLORS:
+                continue
+            own = (draw.policies == index).nonzero()
+            made = policy.parameters(draw.magnitudes[own], *size)
+            if policy.group.kind == 'table':
+                numbers[(*own, TABLE)] = made[:, 0].view(np.float32)
+            else:
+                numbers[(*own, MATRIX)] = made.reshape(-1, 6)
+        return numbers
+
+    def apply_groups(self, images: Tensor, draw: Draw) -> Tensor:
+        """Do as ``apply`` does, in torch: the kernels' reference."""
         images = images.clone()
         for policies, magnitudes in zip(*draw, strict=True):
             for members in self.groups.values():

@@ -184,6 +184,7 @@ def launch(
     constants: tuple[Hashable, ...],
     warps: int,
     stages: int | None = None,
+    contract: bool = True,
 ) -> None:
     """Launch a kernel on the device of its first tensor.
 
@@ -197,23 +198,33 @@ def launch(
         constants: Arguments that it is compiled for.
         warps: Warps of a program.
         stages: Stages of its software pipeline, or None for Triton's choice.
+        contract: Whether a product and a sum may be rounded once, not twice
+            as torch's own operations are.
     """
     device = tensors[0].get_device()
     options = {} if stages is None else {'num_stages': stages}
+    if not contract:
+        options['enable_fp_fusion'] = False
     arguments = (*tensors, *numbers, *constants)
     if not tensors[0].is_cuda:
         kernel[grid](*arguments, num_warps=warps, **options)
         return
     if device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            launch(kernel, grid, tensors, numbers, constants, warps, stages)
+            launch(
+                *(kernel, grid, tensors, numbers, constants),
+                *(warps, stages, contract),
+            )
         return
     # The JIT looks at every argument in every launch to find how to specialise
     # a kernel, which takes longer than many kernels run. This key tells it.
     layouts = [
         x if x is None else (x.dtype, x.data_ptr() % 16) for x in tensors
     ]
-    key = (kernel.fn, device, numbers, constants, warps, stages, *layouts)
+    key = (
+        *(kernel.fn, device, numbers, constants, warps, stages, contract),
+        *layouts,
+    )
     compiled = _compiled.get(key)
     if compiled is not None:
         compiled[grid](*arguments)

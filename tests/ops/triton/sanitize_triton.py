@@ -73,6 +73,27 @@ def run_projection() -> None:
     project_backward(torch.ones_like(proj), u, weight, 3, 2, None)
 
 
+def run_augmentations() -> None:
+    """Every operation of RandAugment, in both layouts, and erasing."""
+    from evmamba_mm.ops.triton import augment, erase
+
+    kinds = torch.tensor(list(augment.KINDS.values()))
+    operations = torch.zeros(1, len(kinds), augment.NUMBERS)
+    operations[..., 0] = kinds
+    operations[..., augment.FACTOR] = 0.4
+    operations[..., augment.MATRIX] = torch.tensor([0.9, 0.3, -4, 0.2, 1, 3])
+    shape = (len(kinds), 3, 13, 21)
+    images = torch.arange(kinds.numel() * 3 * 13 * 21).view(shape)
+    images = images.to(DEVICE, torch.uint8)
+    boxes = torch.tensor([[0, 0, 0, 13, 21, 1], [9, 3, 4, 3, 4, 2]])
+    boxes = boxes.to(DEVICE, torch.int32)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        images = images.contiguous(memory_format=layout)
+        augment.augment(images, operations.to(DEVICE))
+        for colours in (None, ((1.0,) * 3, (2.0,) * 3)):
+            erase.erase(images, boxes, colours)
+
+
 def main() -> int:
     ran = set()
     launch = kernels.common.launch
@@ -87,6 +108,7 @@ def main() -> int:
                 patches.enter_context(patch.object(module, 'launch', recorded))
         run_blocks()
         run_projection()
+        run_augmentations()
     if DEVICE == 'cuda':
         torch.cuda.synchronize()
     missing = launched_kernels() - ran

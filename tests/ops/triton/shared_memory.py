@@ -14,8 +14,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from evmamba_mm.ops.triton import (
+    augment,
     batch_norm,
     depthwise,
+    erase,
     fusion_gates,
     gated_residual,
     group_linear,
@@ -26,8 +28,10 @@ from evmamba_mm.ops.triton import (
 )
 
 FAMILIES = (
+    augment,
     batch_norm,
     depthwise,
+    erase,
     fusion_gates,
     gated_residual,
     group_linear,
@@ -39,7 +43,13 @@ FAMILIES = (
 # Of the GPUs with tensor cores for bf16, the one with least shared memory.
 SMALLEST, LARGER = 86, (80, 90)
 FP32, BF16 = torch.float32, torch.bfloat16
-TYPES = {FP32: 'fp32', BF16: 'bf16', torch.int64: 'i64'}
+TYPES = {
+    FP32: 'fp32',
+    BF16: 'bf16',
+    torch.uint8: 'u8',
+    torch.int32: 'i32',
+    torch.int64: 'i64',
+}
 
 
 def parameter(value, specialised):
@@ -77,9 +87,18 @@ def launches(calls):
     """What functions launch, each kernel once for each set of constants."""
     seen = {}
 
-    def keep(kernel, grid, tensors, numbers, constants, warps, stages=None):
+    def keep(
+        kernel,
+        grid,
+        tensors,
+        numbers,
+        constants,
+        warps,
+        stages=None,
+        contract=True,
+    ):
         made = source(kernel, tensors, numbers, constants)
-        options = dict(num_warps=warps)
+        options = dict(num_warps=warps, enable_fp_fusion=contract)
         if stages is not None:
             options['num_stages'] = stages
         dtypes = sorted({TYPES[x.dtype] for x in tensors if x is not None})
@@ -188,6 +207,18 @@ def projections(channels, dtype):
     group_linear.project_backward(dproj, u, weight, rank, step, u)
 
 
+def augmentations(batch, size):
+    images = torch.empty(
+        (batch, 3, size, size),
+        dtype=torch.uint8,
+        memory_format=torch.channels_last,
+    )
+    augment.augment(images, torch.empty(1, batch, augment.NUMBERS))
+    boxes = torch.empty(2, 6, dtype=torch.int32)
+    erase.erase(images, boxes, None)
+    erase.erase(images, boxes, ((1.0,) * 3, (1.0,) * 3))
+
+
 SIZES = ((48, BF16), (384, FP32))
 CASES = (
     *product(
@@ -195,6 +226,7 @@ CASES = (
         SIZES,
     ),
     *product((stems,), ((48, BF16), (96, FP32), (192, BF16))),
+    (augmentations, (128, 224)),
     *product((projections,), ((96, BF16), (192, FP32), (768, BF16))),
 )
 
