@@ -3,17 +3,21 @@
 Shape letters: N images of the data set, B of a batch, H W size.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS, FUNCTIONS
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
+
+_logger = logging.getLogger('evmamba_mm')
+# Seconds between two lines of the log while images are loaded.
+TELL = 5
 
 
 def _label(sample: Any) -> Tensor:
@@ -112,13 +116,7 @@ class CachedDataset:
         self.dataset.full_init()
         if not len(self.dataset):
             raise ValueError('there is no image to be held in memory')
-        numbers = track(
-            range(len(self.dataset)),
-            'loading images into memory',
-            console=Console(stderr=True),
-            disable=not is_main_process(),
-        )
-        images, labels = zip(*map(self._item, numbers), strict=True)
+        images, labels = zip(*self._loaded(), strict=True)
         _check_shapes(
             images,
             "add a Resize to the pipeline, such as dict(type='Resize', "
@@ -127,6 +125,24 @@ class CachedDataset:
         device = self.device or get_device()
         self.labels = torch.cat(labels).to(device)
         self.images = torch.stack(images).to(device)
+
+    def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Load all images by threads, and tell how far that is."""
+        whole = len(self.dataset)
+        start = told = time.monotonic()
+        _logger.info('loading %d images into memory', whole)
+        # Reading, decoding and resizing release Python's lock.
+        with ThreadPoolExecutor() as pool:
+            items = pool.map(self._item, range(whole))
+            for number, item in enumerate(items, 1):
+                yield item
+                now = time.monotonic()
+                if number == whole or now - told >= TELL:
+                    told = now
+                    _logger.info(
+                        '%d of %d images are in memory after %.1f s',
+                        *(number, whole, now - start),
+                    )
 
     def _item(self, index: int) -> tuple[Tensor, Tensor]:
         item = self.dataset[index]

@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from evmamba_mm import CachedDataset
-from evmamba_mm.data import stack_samples
+from evmamba_mm.data import cached, stack_samples
 
 IMAGES = 10
 RESIZE = dict(
@@ -98,6 +98,17 @@ def test_workers_make_the_same_batches_by_stacking(folder):
         assert torch.equal(a['gt_label'], b['gt_label'])
     last = found[1][0]['inputs']
     assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_log_tells_how_far_the_loading_is(
+    folder, package_log, monkeypatch
+):
+    monkeypatch.setattr(cached, 'TELL', 0)
+    CachedDataset(settings(folder))
+    lines = package_log.messages
+    assert lines[0] == f'loading {IMAGES} images into memory'
+    assert len(lines) == 1 + IMAGES
+    assert f'{IMAGES} of {IMAGES} images are in memory' in lines[-1]
 
 
 def test_several_sizes_need_a_stored_one(tmp_path):
