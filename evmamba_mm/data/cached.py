@@ -38,6 +38,23 @@ def _check_shapes(images: Sequence[Tensor], remedy: str) -> None:
         )
 
 
+class StackedBatch(dict):
+    """A batch that says what it lacks."""
+
+    def __missing__(self, key: Any) -> None:
+        # 0 is what mmengine's default collate_fn asks for.
+        remedy = (
+            "collate_fn=dict(type='whole_batch') is missing in the loader of "
+            'a CachedDataset'
+            if key == 0
+            else "what needs more takes collate_fn=dict(type='pseudo_collate')"
+            ' and a data set that is not cached'
+        )
+        raise KeyError(
+            f'a stacked batch has {", ".join(self)}, not {key!r}: {remedy}'
+        )
+
+
 @FUNCTIONS.register_module()
 def stack_samples(items: Sequence[dict]) -> dict:
     """Collate packed images of one label each into two tensors.
@@ -60,12 +77,22 @@ def stack_samples(items: Sequence[dict]) -> dict:
     labels = torch.cat([_label(item['data_samples']) for item in items])
     # In a worker the stack is made in shared memory.
     stacked = default_collate([image.permute(1, 2, 0) for image in images])
-    return dict(inputs=stacked.permute(0, 3, 1, 2), gt_label=labels)
+    return StackedBatch(inputs=stacked.permute(0, 3, 1, 2), gt_label=labels)
 
 
 @FUNCTIONS.register_module()
 def whole_batch(batch: dict) -> dict:
-    """Return a batch that a data set has made at once."""
+    """Return a batch that a data set has made at once.
+
+    Raises:
+        ValueError: If it is a list of images.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            "collate_fn=dict(type='whole_batch') takes batches of a "
+            'CachedDataset: put that around a RepeatDataset or ConcatDataset, '
+            "or take dict(type='stack_samples')"
+        )
     return batch
 
 
@@ -169,4 +196,6 @@ class CachedDataset:
         if self.images.is_cuda:
             index = index.pin_memory()
         index = index.to(self.images.device, non_blocking=True)
-        return dict(inputs=self.images[index], gt_label=self.labels[index])
+        return StackedBatch(
+            inputs=self.images[index], gt_label=self.labels[index]
+        )

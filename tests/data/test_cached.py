@@ -124,6 +124,36 @@ def test_workers_cannot_serve_what_is_in_memory(folder):
         next(iter(built))
 
 
+def first_batch(folder, **changes):
+    return next(iter(Runner.build_dataloader(loader(folder, **changes), 0)))
+
+
+def test_a_wrong_collate_function_is_named(folder):
+    with pytest.raises(KeyError, match='whole_batch.* is missing'):
+        first_batch(folder, collate_fn=dict(type='pseudo_collate'))
+    twice = dict(
+        type='RepeatDataset', times=2, dataset=loader(folder)['dataset']
+    )
+    for wrong in (settings(folder), twice):
+        with pytest.raises(ValueError, match='batches of a CachedDataset'):
+            first_batch(folder, dataset=wrong)
+    inside = dict(twice, dataset=settings(folder))
+    assert len(CachedDataset(inside)) == 2 * IMAGES
+
+
+def test_a_stacked_batch_says_that_it_has_no_samples(folder):
+    stacked = first_batch(
+        folder,
+        num_workers=1,
+        collate_fn=dict(type='stack_samples'),
+        dataset=settings(folder),
+    )
+    for batch in (first_batch(folder), stacked):
+        assert batch.get('data_samples') is None
+        with pytest.raises(KeyError, match='pseudo_collate'):
+            batch['data_samples']
+
+
 @pytest.mark.parametrize('label', [None, [1, 2]])
 def test_an_image_has_one_label(label):
     from mmpretrain.structures import DataSample
