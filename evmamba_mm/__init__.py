@@ -7,10 +7,8 @@ log.forward_to_mmengine()
 compat.apply()
 hub.register()
 
-from . import detection  # noqa: E402, F401  registers parts of mmdet's
 from .analysis import register_flop_handles  # noqa: E402
 from .backbones import ARCHS, EfficientVMamba  # noqa: E402
-from .canvases import BatchCanvasPad  # noqa: E402
 from .data import (  # noqa: E402
     BatchRandAugment,
     BatchRandomErasing,
@@ -20,6 +18,7 @@ from .data import (  # noqa: E402
     LoadResizedCrop,
 )
 from .data_preprocessor import BatchDataPreprocessor  # noqa: E402
+from .detection import BatchCanvasPad  # noqa: E402
 from .hooks import (  # noqa: E402
     AtomicCheckpointHook,
     CUDAGraphHook,

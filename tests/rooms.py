@@ -93,7 +93,6 @@ ROOMS = {
         outside=('torch',),
     ),
     'arguments': Room(within=(), outside=('torch',)),
-    'canvases': Room(within=(), outside=('torch', 'mmengine')),
     'detection': Room(
         within=('detection', 'ops'), outside=('torch', 'mmengine', 'mmdet')
     ),
@@ -146,7 +145,6 @@ ROOMS = {
         within=(
             'analysis',
             'backbones',
-            'canvases',
             'compat',
             'data',
             'data_preprocessor',

@@ -3,17 +3,21 @@
 Shape letters: N images of the data set, B of a batch, H W size.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS, FUNCTIONS
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
+
+_logger = logging.getLogger('evmamba_mm')
+# Seconds between two lines of the log while images are loaded.
+TELL = 5
 
 
 def _label(sample: Any) -> Tensor:
@@ -31,6 +35,23 @@ def _check_shapes(images: Sequence[Tensor], remedy: str) -> None:
     if len(shapes) > 1:
         raise ValueError(
             f'images must have one size, got {sorted(shapes)}; {remedy}'
+        )
+
+
+class StackedBatch(dict):
+    """A batch that says what it lacks."""
+
+    def __missing__(self, key: Any) -> None:
+        # 0 is what mmengine's default collate_fn asks for.
+        remedy = (
+            "collate_fn=dict(type='whole_batch') is missing in the loader of "
+            'a CachedDataset'
+            if key == 0
+            else "what needs more takes collate_fn=dict(type='pseudo_collate')"
+            ' and a data set that is not cached'
+        )
+        raise KeyError(
+            f'a stacked batch has {", ".join(self)}, not {key!r}: {remedy}'
         )
 
 
@@ -56,12 +77,22 @@ def stack_samples(items: Sequence[dict]) -> dict:
     labels = torch.cat([_label(item['data_samples']) for item in items])
     # In a worker the stack is made in shared memory.
     stacked = default_collate([image.permute(1, 2, 0) for image in images])
-    return dict(inputs=stacked.permute(0, 3, 1, 2), gt_label=labels)
+    return StackedBatch(inputs=stacked.permute(0, 3, 1, 2), gt_label=labels)
 
 
 @FUNCTIONS.register_module()
 def whole_batch(batch: dict) -> dict:
-    """Return a batch that a data set has made at once."""
+    """Return a batch that a data set has made at once.
+
+    Raises:
+        ValueError: If it is a list of images.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            "collate_fn=dict(type='whole_batch') takes batches of a "
+            'CachedDataset: put that around a RepeatDataset or ConcatDataset, '
+            "or take dict(type='stack_samples')"
+        )
     return batch
 
 
@@ -112,13 +143,7 @@ class CachedDataset:
         self.dataset.full_init()
         if not len(self.dataset):
             raise ValueError('there is no image to be held in memory')
-        numbers = track(
-            range(len(self.dataset)),
-            'loading images into memory',
-            console=Console(stderr=True),
-            disable=not is_main_process(),
-        )
-        images, labels = zip(*map(self._item, numbers), strict=True)
+        images, labels = zip(*self._loaded(), strict=True)
         _check_shapes(
             images,
             "add a Resize to the pipeline, such as dict(type='Resize', "
@@ -127,6 +152,24 @@ class CachedDataset:
         device = self.device or get_device()
         self.labels = torch.cat(labels).to(device)
         self.images = torch.stack(images).to(device)
+
+    def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Load all images by threads, and tell how far that is."""
+        whole = len(self.dataset)
+        start = told = time.monotonic()
+        _logger.info('loading %d images into memory', whole)
+        # Reading, decoding and resizing release Python's lock.
+        with ThreadPoolExecutor() as pool:
+            items = pool.map(self._item, range(whole))
+            for number, item in enumerate(items, 1):
+                yield item
+                now = time.monotonic()
+                if number == whole or now - told >= TELL:
+                    told = now
+                    _logger.info(
+                        '%d of %d images are in memory after %.1f s',
+                        *(number, whole, now - start),
+                    )
 
     def _item(self, index: int) -> tuple[Tensor, Tensor]:
         item = self.dataset[index]
@@ -153,4 +196,6 @@ class CachedDataset:
         if self.images.is_cuda:
             index = index.pin_memory()
         index = index.to(self.images.device, non_blocking=True)
-        return dict(inputs=self.images[index], gt_label=self.labels[index])
+        return StackedBatch(
+            inputs=self.images[index], gt_label=self.labels[index]
+        )

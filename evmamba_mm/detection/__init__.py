@@ -1,9 +1,17 @@
-"""Parts of mmdet's detectors, which are imported when one is built."""
+"""Parts of detectors; those that are like mmdet's import it when built."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.registry import TASK_UTILS
+
+from .canvases import BatchCanvasPad
+
+__all__ = [
+    'BatchCanvasPad',
+    'cached_anchor_generator',
+    'vectorized_max_iou_assigner',
+]
 
 
 @TASK_UTILS.register_module(name='VectorizedMaxIoUAssigner')

@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from evmamba_mm import CachedDataset
-from evmamba_mm.data import stack_samples
+from evmamba_mm.data import cached, stack_samples
 
 IMAGES = 10
 RESIZE = dict(
@@ -100,6 +100,17 @@ def test_workers_make_the_same_batches_by_stacking(folder):
     assert last.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_log_tells_how_far_the_loading_is(
+    folder, package_log, monkeypatch
+):
+    monkeypatch.setattr(cached, 'TELL', 0)
+    CachedDataset(settings(folder))
+    lines = package_log.messages
+    assert lines[0] == f'loading {IMAGES} images into memory'
+    assert len(lines) == 1 + IMAGES
+    assert f'{IMAGES} of {IMAGES} images are in memory' in lines[-1]
+
+
 def test_several_sizes_need_a_stored_one(tmp_path):
     folder = images_below(tmp_path, [(32, 32), (40, 32)])
     with pytest.raises(ValueError, match='one size, got .*add a Resize'):
@@ -111,6 +122,36 @@ def test_workers_cannot_serve_what_is_in_memory(folder):
     built = Runner.build_dataloader(loader(folder, num_workers=1), seed=0)
     with pytest.raises(ValueError, match='num_workers=0'):
         next(iter(built))
+
+
+def first_batch(folder, **changes):
+    return next(iter(Runner.build_dataloader(loader(folder, **changes), 0)))
+
+
+def test_a_wrong_collate_function_is_named(folder):
+    with pytest.raises(KeyError, match='whole_batch.* is missing'):
+        first_batch(folder, collate_fn=dict(type='pseudo_collate'))
+    twice = dict(
+        type='RepeatDataset', times=2, dataset=loader(folder)['dataset']
+    )
+    for wrong in (settings(folder), twice):
+        with pytest.raises(ValueError, match='batches of a CachedDataset'):
+            first_batch(folder, dataset=wrong)
+    inside = dict(twice, dataset=settings(folder))
+    assert len(CachedDataset(inside)) == 2 * IMAGES
+
+
+def test_a_stacked_batch_says_that_it_has_no_samples(folder):
+    stacked = first_batch(
+        folder,
+        num_workers=1,
+        collate_fn=dict(type='stack_samples'),
+        dataset=settings(folder),
+    )
+    for batch in (first_batch(folder), stacked):
+        assert batch.get('data_samples') is None
+        with pytest.raises(KeyError, match='pseudo_collate'):
+            batch['data_samples']
 
 
 @pytest.mark.parametrize('label', [None, [1, 2]])

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 pytest.importorskip('mmdet', reason='mmdet is not installed')
 
@@ -23,6 +24,12 @@ SETTINGS = {
 }
 SIZES = [[(12, 16), (6, 8)], [(16, 12), (8, 6)]]
 PADS = [(48, 64), (40, 33)]
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
 
 
 def build(kind, settings):

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import evmamba_mm
@@ -37,6 +38,12 @@ SETTINGS = {
     ),
 }
 COUNTS = [(0, 40), (5, 0), (0, 0), (1, 1), (1, 300), (9, 300), (40, 25)]
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
 
 
 def build(kind, settings):

@@ -9,7 +9,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 
 from evmamba_mm import BatchCanvasPad
 
-from .configs.leaves import load
+from ..configs.leaves import load
 
 SIZE, CANVAS = (96, 128), (96, 160)
 SMALL = (64, 96)
