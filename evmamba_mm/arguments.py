@@ -9,7 +9,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -46,10 +46,15 @@ SYNONYMS = {
 }
 
 
+def is_integer(value: object) -> bool:
+    """Whether it is an integer, also one of NumPy or of a traced shape."""
+    is_int = isinstance(value, Integral | torch.SymInt)
+    return is_int and not isinstance(value, bool)
+
+
 def check_size(name: str, value: int) -> None:
     """Refuse what is no integer of at least 1, with a ValueError."""
-    is_int = isinstance(value, int | torch.SymInt)
-    if isinstance(value, bool) or not is_int or value < 1:
+    if not is_integer(value) or value < 1:
         raise ValueError(
             f'{name} must be an integer of at least 1, got {value!r}'
         )
@@ -63,7 +68,7 @@ def check_optional_size(name: str, value: int | None) -> None:
 
 def check_step_size(name: str, value: int) -> None:
     """Refuse what is no integer from 1 to the largest step."""
-    if type(value) is not int or not 1 <= value <= MAX_STEP_SIZE:
+    if not is_integer(value) or not 1 <= value <= MAX_STEP_SIZE:
         raise ValueError(
             f'{name} must be an integer of at least 1 and at most '
             f'{MAX_STEP_SIZE}, got {value!r}'

@@ -1,5 +1,6 @@
 """Which checkpoint of a work folder a training goes on from."""
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from .weight_files import BrokenWeightsError, read_weights
 POINTER = 'last_checkpoint'
 # It has no state of an optimiser.
 BEST = 'best_'
+# Names that trainings give their checkpoints.
+REGULAR = re.compile(r'(epoch|iter)_\d+\.pth|interrupted\.pth')
 HINT = (
     'resume from another file, or move these away (or choose another work '
     'folder) to start from the beginning'
@@ -53,16 +56,18 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path | None, list[str]]:
             f'no checkpoint in {folder} loads: {"; ".join(broken.values())}. '
             f'Please {HINT}'
         )
+    weights = [path for path in waiting if REGULAR.fullmatch(path.name)]
+    weights += [path for path in waiting if path == named]
+    weights += sorted(folder.glob(f'{BEST}*.pth'))
+    if weights:
+        raise BrokenWeightsError(
+            f'{folder} has nothing but {weights[0].name}, which cannot be '
+            f'resumed: start from its weights by load_from, or {HINT}'
+        )
     if (folder / POINTER).is_file():
         what = f'names {named}' if named else 'is empty or garbled'
         raise BrokenWeightsError(
             f'{folder / POINTER} {what}, and there is no checkpoint: {HINT}'
-        )
-    best = sorted(folder.glob(f'{BEST}*.pth'))
-    if best:
-        raise BrokenWeightsError(
-            f'{folder} has nothing but {best[0].name}, which cannot be '
-            f'resumed: start from its weights by load_from, or {HINT}'
         )
     return None, []
 

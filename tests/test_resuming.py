@@ -106,3 +106,16 @@ def test_best_checkpoint_is_none_to_resume(tmp_path):
     (tmp_path / 'last_checkpoint').unlink()
     with pytest.raises(BrokenWeightsError, match='nothing but best_acc'):
         newest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('pointer', [True, False])
+def test_mere_weights_of_a_training_are_not_passed_over(tmp_path, pointer):
+    weights = dict(state_dict=dict(a=torch.ones(2)))
+    torch.save(weights, tmp_path / 'start.pth')
+    assert newest_checkpoint(tmp_path) == (None, [])
+    torch.save(weights, tmp_path / 'epoch_9.pth')
+    if pointer:
+        file = tmp_path / 'last_checkpoint'
+        file.write_text(str(tmp_path / 'epoch_9.pth'))
+    with pytest.raises(BrokenWeightsError, match='nothing but epoch_9.pth, '):
+        newest_checkpoint(tmp_path)

@@ -54,6 +54,8 @@ BROKEN = {
     'list': (saved([torch.ones(2)]), 'holds a list, not a state dict'),
     'none': (saved(None), 'holds None, not a state dict'),
     'no-weights': (saved(dict(meta={}, state_dict={})), 'not one tensor'),
+    'no-dict': (saved(dict(WEIGHTS, state_dict=None)), 'is a NoneType, not'),
+    'numbers': (saved({0: torch.ones(2)}), 'under the key 0; keys must be'),
     'safetensors': ((99).to_bytes(8, 'little') + b'{"a":', 'safetensors file'),
 }
 
@@ -84,11 +86,23 @@ def test_file_without_checksums_is_read(tmp_path):
     set_option = torch.serialization.set_crc32_options
     before = torch.serialization.get_crc32_options()
     set_option(False)
+    # The checksum of an empty tensor is right by chance.
+    more = dict(WEIGHTS, empty=torch.zeros(0))
     try:
-        torch.save(WEIGHTS, tmp_path / 'a.pth')
+        torch.save(more, tmp_path / 'a.pth')
     finally:
         set_option(before)
     assert read_weights(tmp_path / 'a.pth')['meta'] == dict(iter=3)
+
+
+@pytest.mark.parametrize('record', ['code/a.py', 'models/model.json'])
+def test_program_is_told_from_a_damaged_checkpoint(record, tmp_path):
+    # Of TorchScript, which has a data.pkl too, and of torch.export.
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as file:
+        file.writestr('a/data.pkl', b'')
+        file.writestr(f'a/{record}', b'')
+    with pytest.raises(BrokenWeightsError, match='holds a program'):
+        read_weights(tmp_path / 'a.pth')
 
 
 def test_no_file_and_a_folder(tmp_path):

@@ -122,7 +122,7 @@ def main():
 
     cfg = prepare_config(args)
     with contextlib.ExitStack() as stack:
-        with checks.errors_in_a_line():
+        with checks.errors_in_a_line(), launch.work_folder_named(cfg):
             stack.enter_context(lock.work_folder(cfg.work_dir, cfg.launcher))
             resume.choose_checkpoint(cfg)
         runner = launch.build_runner(cfg)
@@ -130,7 +130,7 @@ def main():
             for key, checkpoint, prefix in weights.starting_weights(cfg):
                 weights.check_backbone(runner, key, checkpoint, prefix)
         if cfg.get('resume'):
-            weights.load_strictly(runner)
+            weights.resume_strictly(runner)
         stack.enter_context(launch.run_in_lines(cfg))
         with checks.missing_images_explained(cfg, SPLITS):
             runner.train()

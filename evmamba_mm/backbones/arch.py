@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..arguments import is_integer
+
 
 @dataclass(frozen=True)
 class Arch:
@@ -32,7 +34,7 @@ def _positive_integers(name: str, values: object) -> tuple[int, ...]:
         isinstance(values, Sequence)
         and not isinstance(values, str)
         and len(values) > 0
-        and all(type(v) is int and v > 0 for v in values)
+        and all(is_integer(v) and v > 0 for v in values)
     )
     if not legal:
         raise ValueError(
@@ -88,7 +90,7 @@ def resolve_out_indices(
     """
     several = isinstance(out_indices, Sequence)
     given = tuple(out_indices) if several else (out_indices,)
-    legal = all(type(i) is int and -stages <= i < stages for i in given)
+    legal = all(is_integer(i) and -stages <= i < stages for i in given)
     indices = tuple(i % stages for i in given) if legal else ()
     if not indices or list(indices) != sorted(set(indices)):
         raise ValueError(

@@ -7,14 +7,14 @@ from typing import TypeVar
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..arguments import CHECKS
+from ..arguments import CHECKS, is_integer
 
 T = TypeVar('T')
 
 
 def check_frozen_stages(frozen: int, stages: int) -> int:
     """Refuse another count than -1 to that of the stages; return it."""
-    if type(frozen) is not int or frozen not in range(-1, stages + 1):
+    if not is_integer(frozen) or frozen not in range(-1, stages + 1):
         raise ValueError(
             f'frozen_stages must be -1 to {stages}, got {frozen!r}'
         )

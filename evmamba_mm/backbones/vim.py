@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import checked
+from ..arguments import checked, is_integer
 from ..layers.vim_block import PatchTokens, VimBlock
 from .arch import resolve_out_indices
 from .options import check_frozen_stages
@@ -45,7 +45,7 @@ def _resolve_arch(arch: str | Mapping) -> VimArch:
     if isinstance(arch, str) and arch in VIM_ARCHS:
         return VIM_ARCHS[arch]
     fits = isinstance(arch, Mapping) and set(arch) == {'channels', 'depth'}
-    if not fits or any(type(v) is not int or v < 1 for v in arch.values()):
+    if not fits or not all(is_integer(v) and v > 0 for v in arch.values()):
         raise ValueError(
             f'arch must be one of {", ".join(VIM_ARCHS)} or a dict with '
             'exactly channels and depth, positive integers, got '

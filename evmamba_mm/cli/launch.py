@@ -26,6 +26,11 @@ LOST = (
     r'Timed out|timeout|Connection (closed|reset)|Broken pipe|'
     r'remote process exited|[Cc]onnection was likely closed'
 )
+# What the system says about a folder that nothing can be written to.
+UNUSABLE = (
+    *(errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM),
+    errno.EROFS,
+)
 
 
 def load_config(path: str | Path, pairs: Sequence[str] = ()) -> Config:
@@ -70,9 +75,37 @@ def build_runner(cfg: Config) -> Runner:
     set_timeout(cfg)
     with checks.errors_in_a_line():
         init_cpu_dist(cfg, cfg.launcher)
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    with checks.errors_in_a_line((WorkFolderError,)), work_folder_named(cfg):
+        if 'runner_type' in cfg:
+            return RUNNERS.build(cfg)
+        return Runner.from_cfg(cfg)
+
+
+class WorkFolderError(ValueError):
+    """A work folder that cannot be written to; the message is one line."""
+
+
+@contextlib.contextmanager
+def work_folder_named(cfg: Config) -> Iterator[None]:
+    """Says which folder it is that cannot be written to.
+
+    Raises:
+        WorkFolderError: In place of the system's error about it.
+    """
+    try:
+        yield
+    except OSError as error:
+        folder, place = Path(cfg.work_dir).absolute(), error.filename
+        about_it = place is not None and (
+            folder.is_relative_to(Path(place).absolute())
+            or Path(place).absolute().is_relative_to(folder)
+        )
+        if error.errno not in UNUSABLE or not about_it:
+            raise
+        raise WorkFolderError(
+            f'work_dir {cfg.work_dir} cannot be written to '
+            f'({error.strerror}: {place}); choose another: --work-dir FOLDER'
+        ) from error
 
 
 def set_timeout(cfg: Config) -> None:
@@ -103,8 +136,9 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
                 'what was saved before is whole'
             )
         except RuntimeError as error:
-            lost = distributed.is_initialized() and re.search(LOST, str(error))
-            if not lost:
+            if not (
+                distributed.is_initialized() and tells_of_loss(str(error))
+            ):
                 raise
             seconds = cfg.env_cfg.dist_cfg.timeout
             sys.exit(
@@ -112,6 +146,11 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
                 f'which ended or did not answer within {seconds} s '
                 '(env_cfg.dist_cfg.timeout)'
             )
+
+
+def tells_of_loss(text: str) -> bool:
+    """Whether an error is about another process, and no worker of a loader."""
+    return not text.startswith('DataLoader') and bool(re.search(LOST, text))
 
 
 def leave_group() -> None:

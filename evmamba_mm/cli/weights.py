@@ -151,8 +151,10 @@ def load_strictly(runner: Runner) -> None:
     ) -> dict:
         try:
             return load(filename, map_location, True, revise_keys)
-        except RuntimeError as error:
-            if 'do not match exactly' not in str(error):
+        except (KeyError, RuntimeError) as error:
+            # A KeyError is of an average that has other weights.
+            known = isinstance(error, KeyError)
+            if not known and 'do not match exactly' not in str(error):
                 raise
             raise BrokenWeightsError(
                 f'{filename} does not fit the model of the config: '
@@ -161,3 +163,36 @@ def load_strictly(runner: Runner) -> None:
             ) from error
 
     runner.load_checkpoint = load_checkpoint
+
+
+def resume_strictly(runner: Runner) -> None:
+    """Makes the runner say which file's state does not fit the training.
+
+    Such as that of an optimiser with other groups of parameters.
+    """
+    load_strictly(runner)
+    stock = runner.resume
+
+    def resume(
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str | Callable = 'default',
+    ) -> None:
+        settings = (resume_optimizer, resume_param_scheduler, map_location)
+        try:
+            stock(filename, *settings)
+        except BrokenWeightsError:
+            raise
+        except (
+            *(AssertionError, AttributeError),
+            *(KeyError, TypeError, ValueError),
+        ) as error:
+            raise BrokenWeightsError(
+                f'{filename} cannot be resumed with this config: '
+                f'{type(error).__name__}: {" ".join(str(error).split())}. '
+                'Take the config that it was trained with, or start from its '
+                f'weights by --cfg-options load_from={filename}'
+            ) from error
+
+    runner.resume = resume

@@ -39,7 +39,14 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        spec = PathFinder.find_spec(fullname, path)
+        # Another function may wait for the same module.
+        rest = (
+            finder
+            for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]
+            if isinstance(finder, _Finder) and finder.name == fullname
+        )
+        finder = next(rest, PathFinder)
+        spec = finder.find_spec(fullname, path)
         if spec is not None:
             self._wrap(spec)
         return spec

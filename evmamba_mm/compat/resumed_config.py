@@ -1,11 +1,13 @@
-"""Keeps `--resume` from running a program out of the checkpoint.
+"""Keeps a program in a checkpoint from being run.
 
 Breaks: nothing that is seen. `Runner.resume` executes the text under
 `checkpoint['meta']['config']` as a Python config, to compare a count of GPUs,
-although `torch.load` was kept from running anything.
-Fix: drop this key as the checkpoint is loaded, with a warning; the
-FlexibleRunner, which loads by way of its strategy, refuses such a file.
-mmengine writes its config under another key, `cfg`, and reads that nowhere.
+although `torch.load` was kept from running anything. An inferencer that gets
+weights and no config executes the text under `cfg`, where mmengine writes the
+config of a training.
+Fix: drop the first key as the checkpoint is loaded, with a warning; the
+FlexibleRunner, which loads by way of its strategy, refuses such a file, and
+inferencers ask for the config.
 Remove when mmengine parses no config out of a checkpoint.
 """
 
@@ -13,16 +15,20 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+
+from .after_import import after_import
 
 logger = logging.getLogger('evmamba_mm')
 _MARK = '_runs_no_config'
 
 
 def apply() -> None:
-    """Makes the Runners run no config of a checkpoint."""
+    """Makes Runners and inferencers run no config of a checkpoint."""
+    after_import('mmengine.infer.infer', _mend_inferencer)
     if not getattr(Runner.load_checkpoint, _MARK, False):
         Runner.load_checkpoint = _dropping_config(Runner.load_checkpoint)
         FlexibleRunner.resume = _refusing_config(FlexibleRunner.resume)
@@ -84,3 +90,31 @@ def _refusing_config(resume: Callable) -> Callable:
         )
 
     return resume_checked
+
+
+def _mend_inferencer(module: ModuleType) -> None:
+    kind = module.BaseInferencer
+    if not hasattr(kind.__init__, _MARK):
+        kind.__init__ = _asking_for_config(kind.__init__)
+
+
+def _asking_for_config(init: Callable) -> Callable:
+    @functools.wraps(init)
+    def init_checked(
+        self,
+        model: Any = None,
+        weights: str | None = None,
+        device: str | None = None,
+        scope: str | None = None,
+        show_progress: bool = True,
+    ) -> None:
+        if model is None and weights is not None:
+            raise ValueError(
+                f'model is None: {type(self).__name__} would run the config '
+                f'in {weights} as a program; give the file of the config as '
+                'model'
+            )
+        init(self, model, weights, device, scope, show_progress)
+
+    setattr(init_checked, _MARK, True)
+    return init_checked

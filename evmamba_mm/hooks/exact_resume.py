@@ -3,6 +3,7 @@
 import functools
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,6 +22,21 @@ def seed_for(seed: int, iteration: int) -> int:
     """Return the seed of an iteration, far from that of its neighbours."""
     state = np.random.SeedSequence([seed, iteration]).generate_state(1)
     return int(state[0])
+
+
+@dataclass(frozen=True)
+class _StartOfWorker:
+    """Calls what the loader had for this, then seeds the worker."""
+
+    before: Callable[[int], None] | None
+    count: int
+    seed: int
+    rank: int = field(default_factory=get_rank)
+
+    def __call__(self, worker_id: int) -> None:
+        if self.before is not None:
+            self.before(worker_id)
+        worker_init_fn(worker_id, self.count, self.rank, self.seed)
 
 
 class _Rest:
@@ -144,12 +160,12 @@ class ExactResumeHook(Hook):
                 )
             self._warned = True
             return
-        loader.worker_init_fn = functools.partial(
-            worker_init_fn,
-            num_workers=count,
-            rank=get_rank(),
+        own = loader.worker_init_fn
+        loader.worker_init_fn = _StartOfWorker(
+            own.before if isinstance(own, _StartOfWorker) else own,
+            count,
             # Of no other worker in another epoch.
-            seed=runner.seed + epoch * count * get_world_size(),
+            runner.seed + epoch * count * get_world_size(),
         )
 
     @staticmethod

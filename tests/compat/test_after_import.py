@@ -23,3 +23,15 @@ def test_runs_once_on_the_module_and_leaves_others_alone(
     assert values == [3]
     after_import('imported_later', note)
     assert values == [3, 3]
+
+
+def test_two_functions_wait_for_one_module(tmp_path, monkeypatch):
+    (tmp_path / 'imported_by_two.py').write_text('value = 3')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, 'meta_path', [*sys.meta_path])
+    first, second = [], []
+    after_import('imported_by_two', first.append)
+    after_import('imported_by_two', second.append)
+    import imported_by_two
+
+    assert first == second == [imported_by_two]

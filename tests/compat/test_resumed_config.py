@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from mmengine.infer import BaseInferencer
 from mmengine.runner import FlexibleRunner
 
 import evmamba_mm  # noqa: F401  makes the fixes
@@ -38,4 +39,18 @@ def test_flexible_runner_refuses_the_file(attack):
     checkpoint, mark = attack
     with pytest.raises(ValueError, match='would run as a program'):
         FlexibleRunner.resume(None, str(checkpoint))
+    assert not mark.exists()
+
+
+def test_inferencer_runs_no_config_of_a_checkpoint(attack):
+    checkpoint, mark = attack
+    loaded = torch.load(checkpoint, weights_only=True)
+    program = loaded['meta']['config']
+    loaded['meta']['cfg'] = program
+    loaded['message_hub']['runtime_info']['cfg'] = program
+    torch.save(loaded, checkpoint)
+    inferencer = pytest.importorskip('mmdet.apis').DetInferencer
+    assert issubclass(inferencer, BaseInferencer)
+    with pytest.raises(ValueError, match='as a program; give the file of'):
+        inferencer(weights=str(checkpoint), device='cpu')
     assert not mark.exists()

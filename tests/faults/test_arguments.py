@@ -4,6 +4,7 @@ import functools
 import inspect
 import re
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -46,6 +47,16 @@ def test_an_unknown_keyword_is_told_the_right_one(make, name, hint):
     message = f'{make.__name__} has no argument {name!r}; {hint}'
     with pytest.raises(ValueError, match=re.escape(message)):
         make(**{name: 'x'})
+
+
+@pytest.mark.parametrize('kind', [np.int64, np.uint8])
+def test_integers_of_numpy_are_integers(kind):
+    arch = dict(channels=[kind(16)], depths=[kind(1)])
+    numbers = dict(in_channels=3, step_size=2, d_state=4, out_indices=0)
+    numbers = {name: kind(value) for name, value in numbers.items()}
+    image = torch.rand(1, 3, 32, 32)
+    (features,) = EfficientVMamba(arch, block_types=['evss'], **numbers)(image)
+    assert features.shape == (1, 16, 8, 8)
 
 
 def test_the_registry_passes_the_suggestion_on():

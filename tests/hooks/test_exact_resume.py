@@ -3,13 +3,14 @@
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, FUNCTIONS
 from mmengine.runner import Runner
 
 from evmamba_mm import SignalHook
@@ -168,6 +169,22 @@ def test_workers_that_outlive_an_epoch_are_told(tmp_path, caplog):
     runner.logger.addFilter(lambda record: told.append(record.msg) or True)
     runner.train()
     assert sum('persistent_workers' in str(text) for text in told) == 1
+
+
+@FUNCTIONS.register_module(force=True)
+def note_start(worker_id, folder):
+    Path(folder, str(worker_id)).touch()
+
+
+def test_start_of_a_worker_is_kept(whole, tmp_path):
+    cfg = config(tmp_path)
+    (tmp_path / 'started').mkdir()
+    start = dict(type='note_start', folder=str(tmp_path / 'started'))
+    cfg.train_dataloader.worker_init_fn = start
+    train(cfg)
+    started = sorted(path.name for path in (tmp_path / 'started').iterdir())
+    assert started == ['0', '1']
+    assert_same(whole[1], read_weights(tmp_path / 'epoch_2.pth'))
 
 
 def test_starting_weights_leave_out_no_batch(whole, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from evmamba_mm.cli import lock, resume
+from evmamba_mm.cli import launch, lock, resume
 from evmamba_mm.weight_files import BrokenWeightsError
 
 from .test_launchers import environment, run, wait_for
@@ -167,6 +167,46 @@ def test_file_to_resume_that_is_none(tmp_path, package_log):
     chosen(tmp_path, load_from=str(tmp_path / 'c.pth'))
     (record,) = package_log.records
     assert 'c.pth has no optimizer: it starts anew' in record.getMessage()
+
+
+def test_state_of_another_training_is_a_line(toy):
+    command = [sys.executable, TOOLS / 'train.py', 'toy.py', '--cfg-options']
+    work = ('work_dir=work_other', *NO_VAL)
+    assert run(toy, *command, *work)[0] == 0
+    file = toy / 'work_other' / 'epoch_1.pth'
+    content = torch.load(file)
+    content['optimizer']['param_groups'] *= 2
+    torch.save(content, file)
+    status, output = run(toy, *command, *work, 'resume=True')
+    line = output.splitlines()[-1]
+    assert status == 1
+    assert 'Traceback' not in output
+    assert line.startswith(f'error: {file.relative_to(toy)} cannot be resumed')
+    assert 'parameter groups' in line
+
+
+@pytest.mark.parametrize('name, said', [('train', True), ('data', False)])
+def test_work_folder_that_cannot_be_written(tmp_path, name, said):
+    (tmp_path / name).touch()
+    cfg = Config(dict(work_dir=str(tmp_path / 'train' / 'run')))
+    wrong = NotADirectoryError
+    if said:
+        wrong = launch.WorkFolderError
+    with pytest.raises(wrong), launch.work_folder_named(cfg):
+        (tmp_path / name / 'run').mkdir()
+
+
+@pytest.mark.parametrize(
+    'text, lost',
+    [
+        ('[gloo/pair.cc:1] Timed out waiting 5000ms for recv', True),
+        ('Rank 1 successfully reached\nConnection closed by peer', True),
+        ('DataLoader timed out after 5 seconds: Timed out', False),
+        ('DataLoader worker (pid 3) exited: Broken pipe', False),
+    ],
+)
+def test_loader_that_waits_is_no_lost_process(text, lost):
+    assert launch.tells_of_loss(text) is lost
 
 
 @pytest.fixture
