@@ -74,7 +74,7 @@ ROOMS = {
     ),
     # What writes or runs a file is imported when it is asked for.
     'export': Room(
-        within=('export', 'layers', 'ops/scan'),
+        within=('export', 'layers', 'ops/scan', 'backbones', 'whole_files'),
         outside=(
             *('numpy', 'torch', 'onnx', 'onnxscript', 'onnxruntime'),
             'openvino',

@@ -14,9 +14,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-NOT_SOURCE = shutil.ignore_patterns(
-    '.*', '__pycache__', '*.egg-info', 'build', 'dist', 'work_dirs', 'data'
-)
+NOT_SOURCE = shutil.ignore_patterns('.*', '__pycache__', '*.egg-info')
+NOT_AT_THE_ROOT = {'build', 'dist', 'work_dirs', 'data'}
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -39,7 +38,12 @@ def build(kind, source, target):
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp('source') / 'evmamba_mm'
-    shutil.copytree(ROOT, folder, ignore=NOT_SOURCE)
+
+    def ignore(place, names):
+        at_the_root = NOT_AT_THE_ROOT if Path(place) == ROOT else set()
+        return NOT_SOURCE(place, names) | at_the_root
+
+    shutil.copytree(ROOT, folder, ignore=ignore)
     return folder
 
 

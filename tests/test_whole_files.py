@@ -6,7 +6,11 @@ import sys
 import pytest
 
 from evmamba_mm import file_locks
-from evmamba_mm.whole_files import remove_parts, written_whole
+from evmamba_mm.whole_files import (
+    check_writable,
+    remove_parts,
+    written_whole,
+)
 
 
 def test_error_leaves_the_old_content(tmp_path):
@@ -18,6 +22,15 @@ def test_error_leaves_the_old_content(tmp_path):
             raise OSError('disk is full')
     assert path.read_text() == 'old'
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_path_is_tried_before_the_work(tmp_path):
+    path = tmp_path / 'new' / 'a.txt'
+    check_writable(path)
+    assert [*path.parent.iterdir()] == []
+    for wrong in (tmp_path, '/proc/a.txt'):
+        with pytest.raises(ValueError, match='cannot be written'):
+            check_writable(wrong)
 
 
 def test_killed_writer_leaves_the_old_content(tmp_path):

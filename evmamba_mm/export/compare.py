@@ -53,7 +53,9 @@ def compare(
                     f'{tuple(output.shape)}, that of the model '
                     f'{tuple(right.shape)}'
                 )
-            error = (output - right).abs().max() / right.abs().max()
+            # An output may be zero everywhere.
+            scale = right.abs().max().clamp(torch.finfo(right.dtype).tiny)
+            error = (output - right).abs().max() / scale
             # A NaN is no error below the tolerance.
             if not error <= tolerance:
                 raise RuntimeError(

@@ -16,6 +16,7 @@ from ..ops.scan.geometry import (
     CrossDirections,
     Geometry,
 )
+from .program import TRACING
 from .scans import scan_in_chunks, scan_written_out, softplus
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -153,10 +154,11 @@ def decompose_scans(
         return _scan_sequences(scan, *arguments)
 
     ops = torch.ops.evmamba_mm
-    return program.run_decompositions(
-        {
-            ops.es2d_scan_numba.default: es2d,
-            ops.ss2d_scan_numba.default: ss2d,
-            ops.selective_scan_numba.default: sequences,
-        }
-    )
+    with TRACING:
+        return program.run_decompositions(
+            {
+                ops.es2d_scan_numba.default: es2d,
+                ops.ss2d_scan_numba.default: ss2d,
+                ops.selective_scan_numba.default: sequences,
+            }
+        )

@@ -52,9 +52,18 @@ def _segment(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    maps = model.extract_feat(image)
-    scores, boxes = model.bbox_head(maps)
-    return _numbered('scores', scores) | _numbered('boxes', boxes)
+    outputs = model.bbox_head(model.extract_feat(image))
+    if len(outputs) not in (2, 3):
+        raise ValueError(
+            f'{type(model.bbox_head).__name__} has {len(outputs)} outputs; '
+            'legal are scores and boxes, or these and a third'
+        )
+    named = {}
+    for name, levels in zip(
+        ('scores', 'boxes', 'other'), outputs, strict=False
+    ):
+        named |= _numbered(name, levels)
+    return named
 
 
 def _propose(model: nn.Module, image: Tensor) -> dict[str, Tensor]:

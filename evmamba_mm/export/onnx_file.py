@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..whole_files import check_writable
 from .compare import TOLERANCE, compare, other_image
 from .decompose import decompose_scans
 from .dense import DenseModel, dense_model
-from .program import export_program
+from .program import TRACING, example, export_program, portable_copy
 
 INSTALL_LINE = 'pip install "evmamba_mm[onnx]"'
 _logger = logging.getLogger('evmamba_mm')
@@ -51,6 +52,16 @@ def write_onnx(
     onnx.checker.check_model(str(file), full_check=True)
 
 
+def _onnxruntime():
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            f'running an ONNX file needs onnxruntime: {INSTALL_LINE}'
+        ) from error
+    return onnxruntime
+
+
 def onnx_outputs(file: str | Path, threads: int = 0):
     """Function of an image array that runs an ONNX file by onnxruntime.
 
@@ -61,12 +72,7 @@ def onnx_outputs(file: str | Path, threads: int = 0):
     Raises:
         ImportError: If onnxruntime is missing; it says how to install it.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(
-            f'running an ONNX file needs onnxruntime: {INSTALL_LINE}'
-        ) from error
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
@@ -115,10 +121,12 @@ def export_onnx(
             'dynamic must not name height or width where the scan is written '
             f'out, got {tuple(dynamic)}'
         )
-    if image is None:
-        image = torch.randn(1, 3, 224, 224)
-    dense = dense_model(model).eval()
-    write_onnx(dense, Path(file), image, dynamic, written_out)
-    images = [image, other_image(image, dynamic)]
-    _logger.info('export: comparing the file with the model')
-    return compare(dense, onnx_outputs(file), images, tolerance)
+    check_writable(file)
+    _onnxruntime()
+    image = example(image)
+    dense = portable_copy(dense_model(model), 'torch')
+    with TRACING:
+        write_onnx(dense, Path(file), image, dynamic, written_out)
+        images = [image, other_image(image, dynamic)]
+        _logger.info('export: comparing the file with the model')
+        return compare(dense, onnx_outputs(file), images, tolerance)

@@ -4,12 +4,13 @@ import logging
 import tempfile
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from ..whole_files import check_writable
 from .compare import TOLERANCE, compare
 from .dense import dense_model
 from .onnx_file import write_onnx
+from .program import TRACING, example, portable_copy
 
 INSTALL_LINE = 'pip install "evmamba_mm[openvino]"'
 _logger = logging.getLogger('evmamba_mm')
@@ -83,13 +84,14 @@ def export_openvino(
     if Path(file).suffix != '.xml':
         raise ValueError(f'file must end in .xml for OpenVINO, got {file!s}')
     openvino = _openvino()
-    if image is None:
-        image = torch.randn(1, 3, 224, 224)
-    dense = dense_model(model).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        onnx_file = Path(folder, 'model.onnx')
-        write_onnx(dense, onnx_file, image, (), written_out=True)
-        _logger.info('export: translating to OpenVINO')
-        converted = openvino.convert_model(onnx_file)
-        openvino.save_model(converted, str(file), compress_to_fp16=False)
-    return compare(dense, openvino_outputs(file), [image], tolerance)
+    check_writable(file)
+    image = example(image)
+    dense = portable_copy(dense_model(model), 'torch')
+    with TRACING:
+        with tempfile.TemporaryDirectory() as folder:
+            onnx_file = Path(folder, 'model.onnx')
+            write_onnx(dense, onnx_file, image, (), written_out=True)
+            _logger.info('export: translating to OpenVINO')
+            converted = openvino.convert_model(onnx_file)
+            openvino.save_model(converted, str(file), compress_to_fp16=False)
+        return compare(dense, openvino_outputs(file), [image], tolerance)

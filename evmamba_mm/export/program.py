@@ -1,12 +1,14 @@
 """A model as a program of torch.export with named sizes."""
 
 import copy
+import threading
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from ..backbones import EfficientVMamba
 from ..layers.bi_mamba import BiMamba
 from ..layers.scan_mixer import ScanMixer
 
@@ -17,10 +19,12 @@ SIZES = {
     'height': (2, 64, 8192),
     'width': (3, 64, 8192),
 }
+# torch.export patches modules for all threads while it traces.
+TRACING = threading.RLock()
 
 
 class _Portable(nn.Module):
-    """The copy of a model, with the image as the only argument."""
+    """A model with the image as the only argument."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -30,14 +34,27 @@ class _Portable(nn.Module):
         return self.model(image)
 
 
-def _portable_copy(model: nn.Module) -> nn.Module:
+def portable_copy(model: nn.Module, backend: str) -> nn.Module:
+    """A copy on the CPU, in fp32 and evaluation mode, without GPU kernels.
+
+    Args:
+        model: Any module; it is not changed.
+        backend: Of each scan, whatever the model asked for.
+    """
     model = copy.deepcopy(model).cpu().float().eval()
     for module in model.modules():
         if isinstance(module, ScanMixer | BiMamba):
-            # Its ops are the whole scan in one node; tracing them needs no
-            # numba.
-            module.backend = 'numba'
-    return _Portable(model)
+            module.backend = backend
+        if isinstance(module, EfficientVMamba):
+            module.fused = False
+    return model
+
+
+def example(image: Tensor | None) -> Tensor:
+    """The image, fp32 and on the CPU; noise of 1x3x224x224 when None."""
+    if image is None:
+        return torch.randn(1, 3, 224, 224)
+    return image.detach().cpu().float()
 
 
 def check_dynamic(dynamic: Sequence[str]) -> tuple[str, ...]:
@@ -91,10 +108,12 @@ def export_program(
     if 'batch' in dynamic and len(image) == 1:
         # torch.export would fix a batch of 1.
         image = image.expand(2, -1, -1, -1).contiguous()
-    return export(
-        _portable_copy(model),
-        (image.cpu().float(),),
-        dynamic_shapes={'image': shapes},
-        # torch cannot prove that no map is empty.
-        prefer_deferred_runtime_asserts_over_guards=bool(shapes),
-    )
+    with TRACING:
+        return export(
+            # numba's ops are a scan in one node; tracing needs no numba.
+            _Portable(portable_copy(model, 'numba')),
+            (example(image),),
+            dynamic_shapes={'image': shapes},
+            # torch cannot prove that no map is empty.
+            prefer_deferred_runtime_asserts_over_guards=bool(shapes),
+        )

@@ -121,24 +121,34 @@ class Classifier(nn.Module):
 def _load(
     model: nn.Module, arch: str, overlay: Mapping[str, Any] | None
 ) -> None:
-    """Load a file, or the released weights, but for a head of other size."""
+    """Load a file, or the released weights, but for a head of other size.
+
+    Raises:
+        ValueError: If the file lacks weights or has others.
+    """
     file = (overlay or {}).get('file') or f'{SCHEME}{arch}'
     loaded = CheckpointLoader.load_checkpoint(file, 'cpu')
     weights = loaded.get('state_dict', loaded)
+    fresh = 'head.'
     if isinstance(model, Features):
         own = 'backbone.'
-        weights = {
-            key.removeprefix(own): value
-            for key, value in weights.items()
-            if key.startswith(own)
-        }
+        # A classifier has the last norm alone.
+        fresh = 'norm'
+        if any(key.startswith(own) for key in weights):
+            weights = {
+                key.removeprefix(own): value
+                for key, value in weights.items()
+                if key.startswith(own)
+            }
     elif model.num_classes != len(weights.get('head.fc.bias', ())):
         weights = {k: v for k, v in weights.items() if k[:5] != 'head.'}
-    unexpected = model.load_state_dict(weights, strict=False)[1]
-    if unexpected:
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [key for key in missing if not key.startswith(fresh)]
+    if missing or unexpected:
         raise ValueError(
-            f'{file} has weights without a place in evmamba_{arch}: '
-            f'{", ".join(unexpected[:5])}'
+            f'{file} does not hold the weights of evmamba_{arch}: '
+            f'{len(missing)} missing {missing[:3]}, '
+            f'{len(unexpected)} unknown {unexpected[:3]}'
         )
 
 

@@ -98,7 +98,7 @@ def test_weights_of_another_model_are_refused(checkpoint, tmp_path):
     stored['state_dict'].popitem()
     path = tmp_path / 'less.pth'
     torch.save(stored, path)
-    with pytest.raises(ValueError, match='cannot be loaded'):
+    with pytest.raises(ValueError, match='does not fit the model'):
         apis.load_predictor(TOY, str(path), 'cpu')
 
 

@@ -1,4 +1,4 @@
-"""The Python blocks of three pages, and outputs that are shown."""
+"""The Python blocks of four pages, and outputs that are shown."""
 
 import os
 import re
@@ -22,9 +22,10 @@ from ..test_checkpoint import released_like
 from .follow import ROOT, put_photo_and_weights
 from .page import read_blocks
 
+PAGES = ('README.md', 'docs/configs.md', 'docs/export.md', 'docs/inference.md')
 BLOCKS = {
     block.file_name: block
-    for page in ('README.md', 'docs/configs.md', 'docs/inference.md')
+    for page in PAGES
     for block in read_blocks(ROOT / page)
     if block.language == 'python'
 }
@@ -41,6 +42,7 @@ PRINTING = {
     'changed_model.py': 'docs/configs.md',
     'export_backbone.py': 'docs/inference.md',
     'by_timm.py': 'docs/inference.md',
+    'export_model.py': 'docs/export.md',
 }
 # What is shown in docs/commands.md and takes no training.
 SHOWN = ('convert_checkpoint', 'reproduce', 'tables', 'figures', 'get_flops')
@@ -128,6 +130,9 @@ def test_config_carries_the_recipe(name, rate, folder):
 
 @pytest.mark.parametrize('name', PRINTING)
 def test_python_prints_what_is_shown(name, folder):
+    if name == 'export_model.py':
+        for package in ('onnxscript', 'onnxruntime'):
+            pytest.importorskip(package, reason=f'{package} is not installed')
     line = run(folder, name)[-1]
     assert f'\n    {line}\n' in (ROOT / PRINTING[name]).read_text()
 

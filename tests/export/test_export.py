@@ -1,10 +1,14 @@
 """Exported models against the models, in the runtimes that are installed."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 from evmamba_mm.backbones import EfficientVMamba
+from evmamba_mm.deploy import fuse
 from evmamba_mm.export import (
     decompose_scans,
     dense_model,
@@ -14,8 +18,10 @@ from evmamba_mm.export import (
     onnx_outputs,
 )
 from evmamba_mm.export.compare import compare
+from evmamba_mm.export.program import portable_copy
 
 SIZES = [(1, 3, 64, 64), (2, 3, 96, 80), (1, 3, 73, 111)]
+IMAGE = torch.zeros(1, 3, 64, 64)
 SMALL = dict(
     arch=dict(channels=(16, 32), depths=(1, 1)),
     block_types=('evss', 'inverted_residual'),
@@ -23,14 +29,44 @@ SMALL = dict(
 )
 
 
-def small(step_size=2):
+def with_a_scan_that_matters(model):
+    """Gives the scan a part in the outputs, as training does.
+
+    It has one of 1e-5 in a model with the weights of its initialisation.
+    """
+    for name, parameter in model.named_parameters():
+        if 'dt_projs_bias' in name:
+            nn.init.uniform_(parameter, -3, 1)
+        if 'A_logs' in name:
+            parameter.data += torch.randn_like(parameter)
+        if 'in_proj' in name or 'conv2d' in name:
+            parameter.data *= 10
+        if 'x_proj' in name:
+            parameter.data *= 5
+    return model.eval()
+
+
+def small(step_size=2, **options):
     torch.manual_seed(0)
-    return EfficientVMamba(step_size=step_size, **SMALL).eval()
+    options = SMALL | options
+    model = EfficientVMamba(step_size=step_size, **options)
+    return with_a_scan_that_matters(model)
 
 
 def ss2d():
-    torch.manual_seed(0)
-    return EfficientVMamba(**SMALL | dict(block_types=('ss2d', 'evss'))).eval()
+    return small(block_types=('ss2d', 'evss'))
+
+
+@pytest.mark.parametrize('model', [small(), ss2d()], ids=['es2d', 'ss2d'])
+def test_comparisons_see_the_scan(model):
+    image = torch.randn(1, 3, 64, 64)
+    silent = copy.deepcopy(model)
+    for name, parameter in silent.named_parameters():
+        if 'x_proj' in name:
+            nn.init.zeros_(parameter)
+    with torch.no_grad():
+        for x, y in zip(model(image), silent(image), strict=True):
+            assert (x - y).abs().max() > 0.05 * x.abs().max()
 
 
 def scans_left(program):
@@ -63,6 +99,59 @@ def test_model_is_left_as_it_was():
     assert model.stages[0][0].mixer.backend == 'auto'
     for name, x in model.state_dict().items():
         assert torch.equal(x, state[name])
+
+
+def test_any_state_of_a_model_is_exported_in_fp32():
+    # As a model that was trained on a GPU and is served in half precision.
+    model = small(fused=True, scan_backend='cuda', with_cp=True)
+    model = fuse(model, torch.bfloat16).train()
+    image = torch.randn(1, 3, 64, 64)
+    program = export_program(dense_model(model), image, dynamic=())
+    program = decompose_scans(program, written_out=True)
+    compare(
+        portable_copy(dense_model(model), 'torch'),
+        lambda x: [*program.module()(torch.from_numpy(x)).values()],
+        [image],
+        1e-5,
+    )
+    assert model.training and model.fused is True
+    assert model.stages[0][0].mixer.backend == 'cuda'
+
+
+def test_threads_take_turns():
+    def nodes(_):
+        program = export_program(dense_model(small()), IMAGE, dynamic=())
+        return len(decompose_scans(program, written_out=True).graph.nodes)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert len({*threads.map(nodes, range(2))}) == 1
+
+
+def test_an_output_of_zeros_is_no_error():
+    model = dense_model(small())
+    nn.init.zeros_(model.model.norm0.weight)
+    images = [torch.randn(1, 3, 64, 64)]
+
+    def run(image):
+        return [x.numpy() for x in model(torch.from_numpy(image)).values()]
+
+    assert compare(model, run, images, 1e-6) == 0
+    with pytest.raises(RuntimeError, match="'map0'"):
+        compare(model, lambda x: [y + 1e-6 for y in run(x)], images, 1e-4)
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_a_head_with_a_third_output_is_exported(count):
+    head = nn.Module()
+    head.forward = lambda maps: (maps,) * count
+    detector = nn.Module()
+    detector.bbox_head, detector.extract_feat = head, lambda x: (x, x)
+    names = list(dense_model(detector)(torch.zeros(1)))
+    assert names[:4] == ['scores0', 'scores1', 'boxes0', 'boxes1']
+    assert names[4:] == ['other0', 'other1'][: 2 * (count - 2)]
+    head.forward = lambda maps: (maps,)
+    with pytest.raises(ValueError, match='Module has 1 outputs'):
+        dense_model(detector)(torch.zeros(1))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def test_config_becomes_a_program(main, tmp_path, capsys):
     [
         (['a.py', 'b.pth', 'c.bin'], 'OUT must end in .onnx, .xml, .pt2'),
         (['a.py', 'b.pth', 'c.xml', '--dynamic', 'batch'], 'a fixed size'),
+        (['a.py', 'b.pth', 'c', '--format', 'openvino'], 'end in .xml'),
+        (['a.py', 'b.pth', 'c.xml', '--shape', '0', '64'], "'0' is not a"),
     ],
 )
 def test_wrong_arguments_are_refused(main, arguments, said, capsys):
@@ -48,9 +50,16 @@ def test_wrong_arguments_are_refused(main, arguments, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_missing_config_is_an_error(main, capsys):
-    assert main(['none.py', 'b.pth', 'c.onnx']) == 1
+def test_missing_config_is_an_error(main, capsys, tmp_path):
+    assert main(['none.py', 'b.pth', str(tmp_path / 'c.onnx')]) == 1
     assert 'none.py' in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_written_is_refused_first(
+    main, capsys, tmp_path
+):
+    assert main(['none.py', 'b.pth', str(tmp_path), '--format', 'torch']) == 1
+    assert 'cannot be written: it is a folder' in capsys.readouterr().err
 
 
 def test_page_shows_the_measured_latencies(monkeypatch, capsys):

@@ -93,3 +93,30 @@ def test_a_wrong_option_or_file_is_refused(released, tmp_path):
         timm.create_model(
             'evmamba_tiny', pretrained=True, pretrained_cfg_overlay=released
         )
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+def test_a_part_of_the_weights_is_refused(features_only, tmp_path):
+    part = tmp_path / 'part.pth'
+    torch.save({'head.fc.bias': torch.ones(1000)}, part)
+    options = dict(pretrained=True, features_only=features_only)
+    with pytest.raises((RuntimeError, ValueError), match='missing'):
+        timm.create_model(
+            'evmamba_atto',
+            pretrained_cfg_overlay=dict(file=str(part)),
+            **options,
+        )
+
+
+def test_features_take_the_file_of_a_backbone(tmp_path):
+    path = tmp_path / 'backbone.pth'
+    backbone = EfficientVMamba('atto')
+    torch.save(backbone.state_dict(), path)
+    model = timm.create_model(
+        'evmamba_atto',
+        pretrained=True,
+        features_only=True,
+        pretrained_cfg_overlay=dict(file=str(path)),
+    )
+    for name, parameter in backbone.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter)

@@ -33,7 +33,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--shape',
-        type=int,
+        type=positive,
         nargs=2,
         default=(224, 224),
         metavar=('HEIGHT', 'WIDTH'),
@@ -58,7 +58,15 @@ def parse_args(argv=None):
             )
     if args.format == 'openvino' and args.dynamic:
         parser.error('--dynamic: OpenVINO files have a fixed size')
+    if args.format == 'openvino' and args.out.suffix != '.xml':
+        parser.error(f'OUT must end in .xml for OpenVINO, got {args.out}')
     return args
+
+
+def positive(text):
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
+    return int(text)
 
 
 def write(args):
@@ -72,7 +80,10 @@ def write(args):
         export_openvino,
         export_program,
     )
+    from evmamba_mm.whole_files import check_writable
 
+    # The work until the first write takes minutes.
+    check_writable(args.out)
     predictor = load_predictor(args.config, args.checkpoint, 'cpu')
     image = torch.randn(1, 3, *args.shape)
     if args.format == 'openvino':
