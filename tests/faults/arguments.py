@@ -28,7 +28,7 @@ OBJECT = object()
 VALUES = (
     *(None, 'no', 'False', '', b'1', True, 0, -1, 1.5, 10**9, float('nan')),
     *(float('inf'), 'two', [], {}, (), ['a'], [1.5], [True], [None]),
-    *({'type': 5}, OBJECT, int, np.int64(3), np.ones(3), torch.ones(2)),
+    *({'type': 5}, OBJECT, int, np.ones(3), torch.ones(2)),
 )
 
 

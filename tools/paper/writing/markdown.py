@@ -3,6 +3,7 @@
 The end of a table is `<!-- /table:NAME -->`. A marker begins its line.
 """
 
+import json
 import os
 import re
 from decimal import ROUND_HALF_UP, Decimal
@@ -186,11 +187,24 @@ def weights(folder):
 
 def reliability(folder):
     """What was tried to break things, of every file of such runs."""
-    heads = ['what', 'tried', 'held', 'command']
-    body = [
-        [row['what'], row['tried'], row['held'], f'`{row["command"]}`']
+    rows = [
+        row
         for path in sorted(RELIABILITY.glob('*.csv'))
         for row in read_csv(path)
+    ]
+    for path in sorted(RELIABILITY.glob('*.json')):
+        row = json.loads(path.read_text())
+        what = path.stem.partition('_')[0]
+        rows.append(row | dict(what=f'{what}: {row["wanted"]}'))
+    heads = ['what', 'tried', 'held', 'command']
+    body = [
+        [
+            row['what'],
+            str(row['tried']),
+            str(row['held']),
+            f'`{row["command"]}`',
+        ]
+        for row in rows
     ]
     return table(heads, body)
 
