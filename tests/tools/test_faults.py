@@ -3,6 +3,7 @@
 `tools/misc/inject_faults.py` does more of it.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -25,15 +26,27 @@ HOOKS = (
 )
 
 
+def hear_ctrl_c():
+    # Below a shell's background job it is ignored, and so by every child.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
 def start(folder, *command, **extra):
-    return subprocess.Popen(
+    with subprocess.Popen(
         [str(part) for part in command],
         cwd=folder,
         env=environment(**extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+        preexec_fn=hear_ctrl_c,
+    ) as process:
+        try:
+            yield process
+        finally:
+            # Nothing but a failed test leaves it running.
+            process.kill()
 
 
 def test_second_training_is_refused_and_ctrl_c_is_a_line(toy):
@@ -43,7 +56,7 @@ def test_second_training_is_refused_and_ctrl_c_is_a_line(toy):
         wait_for(toy / 'work_shared' / 'last_checkpoint', first)
         status, output = run(toy, *command)
         first.send_signal(signal.SIGINT)
-        said = first.stdout.read()
+        said = first.communicate(timeout=120)[0]
     assert status == 1
     assert output.splitlines()[-1].startswith(
         f'error: work_shared is in use: process {first.pid} on '
@@ -75,7 +88,7 @@ def test_two_processes_stop_together(toy):
     with start(toy, *command, PORT=port) as process:
         wait_for(toy / 'work_two' / 'last_checkpoint', process)
         process.send_signal(signal.SIGUSR1)
-        said = process.stdout.read()
+        said = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.SIGUSR1
     assert said.count('stopped by SIGUSR1 after iteration') == 1
     assert said.splitlines()[-1] == 'torchrun: ended by SIGUSR1'
