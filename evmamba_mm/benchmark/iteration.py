@@ -192,7 +192,8 @@ class Stopwatch(Hook):
             for phase, times in self.times.items()
             if times
         }
-        parts['rest'] = whole - sum(parts.values())
+        # The parts are medians: their sum can exceed a noisy mean.
+        parts['rest'] = max(whole - sum(parts.values()), 1e-9)
         return {phase: seconds * 1e3 for phase, seconds in parts.items()}
 
 

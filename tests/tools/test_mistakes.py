@@ -327,6 +327,7 @@ def test_starting_weights_of_a_config(monkeypatch, tmp_path):
     cfg.load_from = 'work/epoch_3.pth'
     first = ('resume', 'work/epoch_3.pth', 'backbone.')
     assert list(weights.starting_weights(cfg)) == [first, own]
+    cfg.resume = False
     cfg.load_from = 'b.pth'
     first = ('load_from', 'b.pth', 'backbone.')
     assert list(weights.starting_weights(cfg)) == [first, own]
