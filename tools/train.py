@@ -140,7 +140,10 @@ def main():
 if __name__ == '__main__':
     try:
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SyntaxError) as error:
+        # mmengine's formatter of configs makes a SyntaxError of Ctrl-C.
+        if not isinstance(error.__context__ or error, KeyboardInterrupt):
+            raise
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print(
                 'interrupted; --resume goes on from the last checkpoint',
