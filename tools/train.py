@@ -142,7 +142,7 @@ if __name__ == '__main__':
         main()
     except (KeyboardInterrupt, SyntaxError) as error:
         # mmengine's formatter of configs makes a SyntaxError of Ctrl-C.
-        if not isinstance(error.__context__ or error, KeyboardInterrupt):
+        if KeyboardInterrupt not in (type(error), type(error.__context__)):
             raise
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print(
