@@ -191,9 +191,11 @@ def test_shapes_share_their_memory(device):
         pytest.skip('memory is that of a GPU')
     net = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(8)))
     net.to(device)
-    images = [torch.randn(4, 8, s, 128, device=device) for s in (128, 120)]
+    # Large beside a segment of the allocator.
+    images = [torch.randn(64, 8, s, 128, device=device) for s in (128, 120)]
     reserved = []
     for image in images:
+        torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         graph_training(net, image)
         torch.cuda.empty_cache()

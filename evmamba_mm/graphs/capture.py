@@ -1,6 +1,7 @@
 """How a call is captured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -36,11 +37,12 @@ def warm_up(run: Callable, device: torch.device) -> torch.cuda.Stream:
     return stream
 
 
+@contextmanager
 def capture(
     graph: torch.cuda.CUDAGraph,
     stream: torch.cuda.Stream,
     pool: tuple | None = None,
-) -> torch.cuda.graph:
+) -> Iterator[None]:
     """Context that captures what is launched in it.
 
     Args:
@@ -48,11 +50,19 @@ def capture(
         stream: On this stream.
         pool: With the memory of another graph, which is replayed before.
     """
-    # Other threads, of a data loader or of NCCL, go on meanwhile with what is
-    # forbidden in a capture.
-    return torch.cuda.graph(
-        graph, pool=pool, stream=stream, capture_error_mode='thread_local'
-    )
+    try:
+        # Other threads, of a data loader or of NCCL, go on meanwhile with what
+        # is forbidden in a capture.
+        with torch.cuda.graph(
+            graph, pool=pool, stream=stream, capture_error_mode='thread_local'
+        ):
+            yield
+    except BaseException:
+        # A capture that fails leaves torch's generator in it, and the next
+        # random number outside would be an error.
+        generator = torch.cuda.default_generators[stream.device_index]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
 
 
 def is_recorded() -> bool:
