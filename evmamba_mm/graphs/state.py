@@ -1,5 +1,6 @@
 """State of a module that a graph fixes."""
 
+from collections.abc import Iterable
 from itertools import chain
 from operator import attrgetter, is_
 
@@ -11,6 +12,12 @@ from .checks import hooks
 _tables = attrgetter('_modules', '_parameters', '_buffers')
 _training = attrgetter('training')
 _requires_grad = attrgetter('requires_grad')
+
+
+def members(modules: Iterable[nn.Module]) -> list:
+    """Submodules, parameters, buffers, and None for those left out."""
+    tables = chain.from_iterable(map(_tables, modules))
+    return list(chain.from_iterable(map(dict.values, tables)))
 
 
 class ModuleState:
@@ -27,7 +34,7 @@ class ModuleState:
     def __init__(self, module: nn.Module) -> None:
         self._modules = tuple(module.modules())
         # Held, lest another get the identity of one.
-        self._first = self._members()
+        self._first = members(self._modules)
         self._tensors = [
             member
             for member in self._first
@@ -37,11 +44,6 @@ class ModuleState:
         self._memory = [tensor.detach() for tensor in self._tensors]
         self._places = self._current_places()
         self._settings = self._current_settings()
-
-    def _members(self) -> list:
-        """Submodules, parameters, buffers, and None for those left out."""
-        tables = chain.from_iterable(map(_tables, self._modules))
-        return list(chain.from_iterable(map(dict.values, tables)))
 
     def _current_places(self) -> list[int]:
         return list(map(torch.Tensor.data_ptr, self._tensors))
@@ -56,10 +58,10 @@ class ModuleState:
 
     def has_moved(self) -> bool:
         """Whether a module, a parameter or a buffer was replaced or moved."""
-        members = self._members()
+        found = members(self._modules)
         return (
-            len(members) != len(self._first)
-            or not all(map(is_, members, self._first))
+            len(found) != len(self._first)
+            or not all(map(is_, found, self._first))
             or self._current_places() != self._places
         )
 

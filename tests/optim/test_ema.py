@@ -54,3 +54,18 @@ def test_average_of_a_subclass_is_used():
         nn.init.normal_(source.weight)
         average.update_parameters(source)
     assert torch.equal(average.module.weight, source.weight)
+
+
+def test_weights_and_modules_that_were_replaced_are_averaged():
+    source = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    average = ForeachExponentialMovingAverage(source, momentum=0.5)
+    average.update_parameters(source)
+    start = average.module.state_dict()
+    source[0] = nn.Linear(2, 2)
+    source[1].weight = nn.Parameter(torch.ones(2, 2))
+    expected = {
+        name: (start[name] + x) / 2 for name, x in source.state_dict().items()
+    }
+    average.update_parameters(source)
+    for name, x in average.module.state_dict().items():
+        torch.testing.assert_close(x, expected[name])
