@@ -1,0 +1,13 @@
+_base_ = '../_base_/tin50.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='Vim',
+        arch='tiny',
+        img_size=128,
+        drop_path_rate=0.1,
+    ),
+    neck=None,
+    head=dict(in_channels=192),
+)

@@ -1,0 +1,1 @@
+"""Trainings with seeds, what they reached, and what that says."""

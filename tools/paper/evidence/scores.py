@@ -1,0 +1,143 @@
+"""What trainings reached, as files: a row a score, and the log's lines."""
+
+import csv
+import json
+import platform
+import shlex
+from pathlib import Path
+
+from evmamba_mm.whole_files import written_whole
+
+COLUMNS = (
+    *('row', 'seed', 'metric', 'value', 'epochs', 'seconds', 'side_by_side'),
+    *('device', 'torch', 'commit', 'command'),
+)
+# What is kept of a line of the log.
+KEPT = ('step', 'epoch', 'loss', 'grad_norm')
+
+
+def read(path):
+    """Rows of a file of scores, none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def log_lines(folder):
+    """What mmengine logged in the newest training of a work folder."""
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    if not logs:
+        return []
+    return [json.loads(line) for line in logs[-1].read_text().splitlines()]
+
+
+def is_score(name):
+    return '/' in name or name in ('mIoU', 'mAcc', 'aAcc')
+
+
+def last_scores(lines):
+    """Scores of the last validation."""
+    found = {}
+    for line in lines:
+        scores = {k: v for k, v in line.items() if is_score(k)}
+        if scores and 'loss' not in line:
+            found = scores
+    return found
+
+
+class Scores:
+    """The files of scores, one for each folder of configs.
+
+    Args:
+        folder: Where they lie.
+        commit: Of the code that is trained with.
+    """
+
+    def __init__(self, folder: Path, commit: str) -> None:
+        self.folder = folder
+        self.commit = commit
+
+    def _file(self, training):
+        return self.folder / f'{training.task}.csv'
+
+    def _rows(self, training):
+        wanted = training.row, str(training.seed)
+        return [
+            row
+            for row in read(self._file(training))
+            if (row['row'], row['seed']) == wanted
+        ]
+
+    def __contains__(self, training) -> bool:
+        return bool(self._rows(training))
+
+    def shown(self, training) -> str:
+        """Its scores on a line."""
+        return ', '.join(
+            f'{row["metric"]} {row["value"]}' for row in self._rows(training)
+        )
+
+    def store(self, training, root, seconds, side_by_side) -> bool:
+        """Add what a training reached; False if it logged no score."""
+        lines = log_lines(training.work_dir(root))
+        scores = last_scores(lines)
+        if not scores:
+            return False
+        new = [
+            dict(
+                row=training.row,
+                seed=training.seed,
+                metric=metric,
+                value=round(value, 4),
+                epochs=max(line.get('epoch', 0) for line in lines),
+                seconds=round(seconds, 1),
+                side_by_side=side_by_side,
+                device=device_name(),
+                torch=torch_version(),
+                commit=self.commit,
+                command=shlex.join(['python', *training.command(root)]),
+            )
+            for metric, value in scores.items()
+        ]
+        path = self._file(training)
+        rows = [*read(path), *new]
+        with (
+            written_whole(path) as part,
+            part.open('w', newline='', encoding='utf-8') as file,
+        ):
+            writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)
+        self._store_curve(training, lines)
+        return True
+
+    def _store_curve(self, training, lines):
+        name = f'{training.task}_{training.row}_{training.seed}.json'
+        kept = [
+            {
+                key: round(value, 5)
+                for key, value in line.items()
+                if key in KEPT or is_score(key)
+            }
+            for line in lines
+        ]
+        with written_whole(self.folder / 'curves' / name) as part:
+            part.write_text(
+                ''.join(f'{json.dumps(line)}\n' for line in kept),
+                encoding='utf-8',
+            )
+
+
+def device_name():
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
+
+
+def torch_version():
+    import torch
+
+    return torch.__version__
