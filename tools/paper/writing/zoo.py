@@ -14,6 +14,8 @@ FETCHER = 'tools/model_converters/fetch_weights.py'
 REPOSITORY = 'https://github.com/TerryPei/EfficientVMamba'
 # Not of the paper: nothing in the tables is counted of them.
 DEMO = 'demo'
+# Not of the zoo: short trainings that compare, of which no weights are kept.
+EVIDENCE = 'evidence'
 PAPERS = {
     'EfficientVMamba': 'https://arxiv.org/abs/2403.09977',
     'VMamba': 'https://arxiv.org/abs/2401.10166',
@@ -56,11 +58,11 @@ WEIGHTS_HEADER = """\
 
 
 def runnable_configs():
-    """Returns every config that can be run, as a path below the root."""
+    """Returns every config of the zoo, as a path below the root."""
     return sorted(
         path.relative_to(ROOT).as_posix()
         for path in CONFIGS.rglob('*.py')
-        if '_base_' not in path.parts
+        if not {'_base_', EVIDENCE} & set(path.parts)
     )
 
 
