@@ -46,6 +46,16 @@ def parse_args(argv=None):
         default=224,
         help='side of the image, in pixels (default: 224)',
     )
+    orderings = kinds.add_parser(
+        'orderings', help="top-1 of trainings with seeds, beside the paper's"
+    )
+    orderings.add_argument(
+        '--scores',
+        type=Path,
+        default=RESULTS / 'evidence',
+        metavar='FOLDER',
+        help='tin50.csv and rows.csv (default: results/evidence)',
+    )
     add_erf(kinds)
     add_curves(kinds)
     add_throughput(kinds)
@@ -189,6 +199,10 @@ def draw(args):
         from drawing import accuracy
 
         accuracy.draw(args.output, args.table)
+    elif args.figure == 'orderings':
+        from drawing import orderings
+
+        orderings.draw(args.output, args.scores)
     elif args.figure == 'scan-order':
         from drawing import scan_order
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from evmamba_mm import ARCHS
 
+from . import evidence
 from .paper import (
     ABLATIONS,
     COMPUTED,
@@ -250,6 +251,7 @@ def render(name, folder):
     """Returns the table of a marker for a page in `folder`."""
     own = dict(variants=variants, results=results, weights=weights)
     own |= dict(ablations=ablations, reliability=reliability, speed=speed)
+    own |= {'evidence-rows': evidence.rows, 'evidence-claims': evidence.claims}
     if name in TABLES:
         return paper_table(name, folder)
     if name in own:

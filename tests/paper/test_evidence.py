@@ -1,0 +1,126 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'tools' / 'paper'))
+
+from evidence.claims import difference  # noqa: E402
+from evidence.scores import Scores, read  # noqa: E402
+from evidence.trainings import Training  # noqa: E402
+
+FOLDER = ROOT / 'tools' / 'paper' / 'results' / 'evidence'
+CONFIGS = sorted((ROOT / 'configs' / 'evidence' / 'tin50').glob('*.py'))
+LOG = """\
+{"loss": 3.5, "epoch": 1, "step": 2, "lr": 0.1, "time": 1.0}
+{"accuracy/top1": 10.0, "accuracy/top5": 40.0, "time": 0.1, "step": 1}
+{"loss": 2.25, "epoch": 2, "step": 4, "lr": 0.1, "time": 1.0}
+{"accuracy/top1": 20.5, "accuracy/top5": 60.0, "time": 0.1, "step": 2}
+"""
+
+
+def scores_of(**rows):
+    return [
+        dict(row=row, seed=seed, metric='accuracy/top1', value=value)
+        for row, values in rows.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ('better', 'worse', 'verdict'),
+    [
+        ([60, 61, 62], [50, 51, 52], 'holds'),
+        ([50, 51, 52.5], [60, 61, 62], 'does not hold'),
+        ([50, 60, 70], [60, 55, 65], 'undecided'),
+        ([60], [50], 'not measured'),
+        ([], [50, 51], 'not measured'),
+    ],
+)
+def test_a_claim_is_judged_by_pairs_of_seeds(better, worse, verdict):
+    found = difference(scores_of(a=better, b=worse), 'a', 'b')
+    assert found.verdict == verdict
+
+
+def test_interval_is_students():
+    found = difference(scores_of(a=[1, 2, 6], b=[0, 0, 0]), 'a', 'b')
+    # The mean of 1, 2, 6 and 4.303 standard errors of sqrt(7 / 3).
+    assert found.mean == 3
+    assert found.half == pytest.approx(4.3027 * (7 / 3) ** 0.5, rel=1e-4)
+
+
+def test_last_scores_are_stored_with_their_curve(tmp_path):
+    training = Training(Path('configs/evidence/tin50/tiny.py'), 3)
+    log = training.work_dir(tmp_path) / 'date' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text(LOG)
+    scores = Scores(tmp_path / 'scores', 'abc')
+    assert training not in scores
+    assert scores.store(training, tmp_path, 12.34, 2)
+    assert training in scores
+    assert Training(training.config, 4) not in scores
+    first, second = read(tmp_path / 'scores' / 'tin50.csv')
+    assert (first['metric'], first['value']) == ('accuracy/top1', '20.5')
+    assert (second['metric'], second['value']) == ('accuracy/top5', '60.0')
+    assert (first['epochs'], first['seconds']) == ('2', '12.3')
+    assert 'randomness.seed=3' in first['command']
+    curve = tmp_path / 'scores' / 'curves' / 'tin50_tiny_3.json'
+    lines = [json.loads(line) for line in curve.read_text().splitlines()]
+    assert lines[0] == dict(loss=3.5, epoch=1, step=2)
+    assert lines[-1]['accuracy/top1'] == 20.5
+
+
+def test_a_failed_training_is_told(tmp_path):
+    config = tmp_path / 'broken.py'
+    config.write_text('model = dict(type="None")\n')
+    ended = subprocess.run(
+        [
+            *(sys.executable, 'tools/paper/collect_evidence.py', config),
+            *('--seeds', '0', '--results', tmp_path / 'scores'),
+            *('--work-dir', tmp_path / 'work'),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert 'broken, seed 0: it failed; see' in ended.stderr
+    assert not (tmp_path / 'scores').exists()
+
+
+def test_rows_are_those_of_the_configs():
+    named = {row['row'] for row in read(FOLDER / 'rows.csv')}
+    assert named == {path.stem for path in CONFIGS}
+    assert {row['row'] for row in read(FOLDER / 'tin50.csv')} <= named
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_rows_differ_in_the_model_alone(path):
+    base = Config.fromfile(path.parents[1] / '_base_' / 'tin50.py')
+    row = Config.fromfile(path)
+    assert row.keys() == base.keys()
+    for key in base.keys() - {'model'}:
+        assert row[key] == base[key], key
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_a_row_trains(path):
+    torch = pytest.importorskip('torch')
+    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
+    model = Config.fromfile(path).model
+    if model.backbone.type == 'TIMMBackbone':
+        pytest.importorskip('timm', reason='timm is not installed')
+    from mmengine.registry import DefaultScope
+    from mmpretrain.registry import MODELS
+    from mmpretrain.structures import DataSample
+
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        built = MODELS.build(model)
+    samples = [DataSample().set_gt_label(label) for label in (0, 49)]
+    loss = built.loss(torch.rand(2, 3, 128, 128), samples)['loss']
+    loss.backward()
+    assert torch.isfinite(loss)
