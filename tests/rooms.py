@@ -114,7 +114,7 @@ ROOMS = {
         outside=(
             *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
             *('mmdet', 'mmseg', 'mmpretrain', 'pycocotools'),
-            'safetensors',
+            *('safetensors', 'matplotlib', 'scipy'),
         ),
     ),
     'benchmark': Room(
