@@ -216,6 +216,7 @@ def build_page(predictor: Predictor, title: str) -> gradio.Blocks:
                 picture = gradio.Image(
                     label=task,
                     elem_id='picture',
+                    show_label=False,
                     format='png',
                     interactive=False,
                     buttons=['download', 'fullscreen'],

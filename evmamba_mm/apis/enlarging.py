@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import torch
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor
 
@@ -66,13 +67,8 @@ def repeat(field: Tensor, times: int) -> Tensor:
 
 def enlarge_masks(masks: Tensor, times: int) -> Tensor:
     """Enlarges masks (N, H, W), with outlines that have no steps."""
-    larger = [
-        enlarge_image(mask.float().numpy(), times) > 0.5 for mask in masks
-    ]
-    height, width = masks.shape[1:]
-    stacked = (
-        np.stack(larger)
-        if larger
-        else np.zeros((0, height * times, width * times), bool)
-    )
-    return masks.new_tensor(stacked)
+    count, height, width = masks.shape
+    larger = np.zeros((count, height * times, width * times), bool)
+    for index, mask in enumerate(masks.numpy()):
+        larger[index] = enlarge_image(mask * np.uint8(255), times) > 127
+    return torch.from_numpy(larger)

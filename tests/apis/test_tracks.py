@@ -44,3 +44,13 @@ def test_an_object_is_remembered_for_some_frames():
         for _ in range(pause):
             assert tracks.follow(*found([])) == []
         assert tracks.follow(*found([A])) == [number]
+
+
+def test_a_small_object_that_moves_is_found_again():
+    """After two frames it lies beside its last box."""
+    tracks, small = Tracks(), [0, 0, 12, 12]
+    for x in (0, 6, 12):
+        assert tracks.follow(*found([moved(small, x)])) == [0]
+    for _ in range(2):
+        tracks.follow(*found([]))
+    assert tracks.follow(*found([moved(small, 30)])) == [0]
