@@ -22,6 +22,7 @@ from mmengine.structures import BaseDataElement
 from .apis import load_predictor
 from .apis.media import BrokenInputError, read_image
 from .apis.outcomes import predictions
+from .apis.predictors import DEFAULT_SCORE_THR
 from .cli.arguments import check_arguments
 from .cli.launch import load_config
 
@@ -187,56 +188,67 @@ def build_page(predictor: Predictor, title: str) -> gradio.Blocks:
     require_gradio()
     import gradio
 
-    task = predictor.task
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f'## {title}\nDrop an image.')
         with gradio.Row():
             with gradio.Column():
-                # The file itself, so that the config's own pipeline reads it.
-                image = gradio.Image(
-                    type='filepath',
-                    format='png',
-                    image_mode=None,
-                    label='image',
-                    sources=['upload', 'clipboard'],
-                )
-                score = gradio.Slider(
-                    *(0, 1, 0.3),
-                    label='least score',
-                    visible=task == 'detection',
-                )
-                labels = gradio.Radio(
-                    ['auto', 'all', 'none'],
-                    value='auto',
-                    label='names',
-                    visible=task != 'classification',
-                )
+                image, score, labels = add_inputs(predictor.task)
             with gradio.Column():
-                # Without the button that would send the picture away.
-                picture = gradio.Image(
-                    label=task,
-                    elem_id='picture',
-                    show_label=False,
-                    format='png',
-                    interactive=False,
-                    buttons=['download', 'fullscreen'],
-                )
-                if task == 'classification':
-                    found = gradio.Label(label='scores')
-                else:
-                    found = gradio.Dataframe(
-                        headers=COLUMNS[task], interactive=False
-                    )
+                outputs = add_outputs(predictor.task)
         gradio.on(
             [image.change, score.release, labels.change],
             answer(predictor),
             [image, score, labels],
-            [picture, found],
+            outputs,
             api_name='predict',
             # The predictor holds the settings of one call.
             concurrency_limit=1,
         )
     return page
+
+
+def add_inputs(task: str) -> list[gradio.components.Component]:
+    """Add the image to drop, the least score and the choice of names."""
+    import gradio
+
+    # The file itself, so that the config's own pipeline reads it.
+    image = gradio.Image(
+        type='filepath',
+        format='png',
+        image_mode=None,
+        label='image',
+        sources=['upload', 'clipboard'],
+    )
+    score = gradio.Slider(
+        *(0, 1, DEFAULT_SCORE_THR),
+        label='least score',
+        visible=task == 'detection',
+    )
+    labels = gradio.Radio(
+        ['auto', 'all', 'none'],
+        value='auto',
+        label='names',
+        visible=task != 'classification',
+    )
+    return [image, score, labels]
+
+
+def add_outputs(task: str) -> list[gradio.components.Component]:
+    """Add the picture, and the scores or the table below it."""
+    import gradio
+
+    # Without the button that would send the picture away.
+    picture = gradio.Image(
+        elem_id='picture',
+        show_label=False,
+        format='png',
+        interactive=False,
+        buttons=['download', 'fullscreen'],
+    )
+    if task == 'classification':
+        return [picture, gradio.Label(label='scores')]
+    table = gradio.Dataframe(headers=COLUMNS[task], interactive=False)
+    return [picture, table]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """Which objects of a frame are those of the frames before it."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 LEAST_IOU = 0.3
@@ -27,6 +26,7 @@ class Tracks:
                 most, if the intersection over union is above LEAST_IOU.
         """
         from mmdet.structures.bbox import bbox_overlaps
+        from scipy.optimize import linear_sum_assignment
 
         frames = (self.unseen + 1)[:, None]
         overlap = bbox_overlaps(boxes, self.boxes + frames * self.moves)
