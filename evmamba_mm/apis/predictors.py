@@ -198,6 +198,8 @@ class Classifier(Predictor):
             classes=self.meta.classes,
             draw_gt=False,
             resize=LEAST_LABELLED_SIDE if small else None,
+            # Many names of ImageNet's classes are longer than such a side.
+            text_cfg=dict(wrap=True),
         )
 
     def describe(self, sample: BaseDataElement) -> dict:
