@@ -88,6 +88,9 @@ ROOMS = {
     'optim': Room(
         within=('optim', 'arguments'), outside=('torch', 'mmengine')
     ),
+    'demo_app': Room(
+        within=('apis', 'cli'), outside=('numpy', 'mmengine', 'gradio')
+    ),
     'deploy': Room(
         within=('layers', 'fast', 'backbones', 'arguments'),
         outside=('torch',),
@@ -114,7 +117,7 @@ ROOMS = {
         outside=(
             *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
             *('mmdet', 'mmseg', 'mmpretrain', 'pycocotools'),
-            'safetensors',
+            *('safetensors', 'matplotlib', 'scipy'),
         ),
     ),
     'benchmark': Room(

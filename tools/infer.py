@@ -93,25 +93,46 @@ def add_options(parser):
         help='detections must score more than this to be drawn and written '
         '(default: 0.3)',
     )
-    parser.add_argument(
-        '--palette',
-        choices=('meta', 'distinct'),
-        default='meta',
-        help='colours of the classes: those of the checkpoint or the config '
-        '(default), or hues that lie far apart',
-    )
-    parser.add_argument(
-        '--no-labels',
-        action='store_true',
-        help='leave the class names out of segmentation maps; on large '
-        'images and videos writing them takes longer than all else',
-    )
+    add_drawing(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
         help='overrides of the config',
+    )
+
+
+def add_drawing(parser):
+    parser.add_argument(
+        '--palette',
+        choices=('auto', 'meta', 'distinct', 'objects'),
+        default='auto',
+        help='meta: the colours of the classes in the checkpoint or the '
+        'config; distinct: hues of the classes that lie far apart; objects: '
+        'a hue for each detected object, kept through a video; auto: objects '
+        'for a detector of one class, else meta (default)',
+    )
+    parser.add_argument(
+        '--labels',
+        choices=('auto', 'all', 'none'),
+        default='auto',
+        help='auto: those that have a free place, and none for a detector of '
+        'one class (default); all: every one',
+    )
+    parser.add_argument(
+        '--no-labels',
+        action='store_const',
+        const='none',
+        dest='labels',
+        help='the same as --labels none',
+    )
+    parser.add_argument(
+        '--enlarge',
+        type=positive,
+        metavar='N',
+        help='draw on the image enlarged N times (default: small images so '
+        'that lines and letters do not cover them)',
     )
 
 
@@ -179,10 +200,13 @@ def load_predictor(args):
     cfg = load_config(args.config, args.cfg_options)
     predictor = predictors.build_predictor(cfg, choose_device(args.device))
     check_options(args, predictor.task)
+    check_visualizer(args, predictor)
     if args.score_thr is not None:
         predictor.score_thr = args.score_thr
-    if args.no_labels:
-        predictor.with_labels = False
+    predictor.labels = args.labels
+    predictor.enlarge = args.enlarge
+    if args.palette != 'auto':
+        predictor.colour_objects = args.palette == 'objects'
     distinct = args.palette == 'distinct'
     inference.give_weights(predictor, cfg, args.checkpoint, distinct)
     return predictor
@@ -191,10 +215,11 @@ def load_predictor(args):
 def check_options(args, task):
     if args.score_thr is not None and task != 'detection':
         raise ValueError(f'--score-thr is for detection, not for {task}')
-    if args.no_labels and task != 'segmentation':
-        raise ValueError(f'--no-labels is for segmentation, not for {task}')
-    if args.palette == 'distinct' and task == 'classification':
-        raise ValueError('--palette is not for classification')
+    if args.palette == 'objects' and task != 'detection':
+        raise ValueError(f'--palette objects is for detection, not for {task}')
+    for option in ('palette', 'labels'):
+        if getattr(args, option) != 'auto' and task == 'classification':
+            raise ValueError(f'--{option} is not for classification')
     if args.json and task == 'segmentation':
         try:
             import pycocotools  # noqa: F401
@@ -203,6 +228,17 @@ def check_options(args, task):
                 '--json needs pycocotools to write masks: '
                 'pip install pycocotools'
             ) from error
+
+
+def check_visualizer(args, predictor):
+    if args.labels == 'auto':
+        return
+    visualizer = predictor.inferencer.visualizer
+    if not hasattr(visualizer, 'labels'):
+        raise ValueError(
+            f'--labels is for the stock visualizer, and the config has '
+            f'{type(visualizer).__name__}'
+        )
 
 
 def main(argv=None):

@@ -9,7 +9,8 @@ from mmengine.config import Config
 
 from ..arguments import checked
 from .limits import not_finite
-from .predictors import Outcome, Predictor, build_predictor, predictions
+from .outcomes import Outcome, predictions
+from .predictors import Predictor, build_predictor
 from .weights import find_meta, load_weights, say
 
 

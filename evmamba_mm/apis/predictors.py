@@ -6,19 +6,21 @@ BGR frame for RGB when it draws.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import Registry
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from .limits import check_image, finite, released
-from .weights import Meta
+from .enlarging import enlarge_image, enlarge_sample, times_for
+from .limits import check_image, finite
+from .tracks import Tracks
+from .weights import Meta, hue
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 DEFAULT_SCORE_THR = 0.3
@@ -67,6 +69,11 @@ class Predictor:
     """What the hosts' inferencers have in common."""
 
     task = None
+    # How many times an image is enlarged; None means by its size.
+    enlarge = None
+    # 'all', 'none', or 'auto': names where they are readable, and none for
+    # detections of one class.
+    labels = 'auto'
 
     def __init__(self, inferencer: BaseInferencer, datasets: Registry):
         self.inferencer = inferencer
@@ -116,8 +123,22 @@ class Predictor:
         batch = dict(inputs=list(inputs), data_samples=list(samples))
         return self.inferencer.forward(batch)
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
-        """Draws a prediction on an RGB image; returns RGB."""
+    def draw(
+        self,
+        image: np.ndarray,
+        sample: BaseDataElement,
+        tracks: Tracks | None = None,
+    ) -> np.ndarray:
+        """Draw a prediction on an RGB image.
+
+        Args:
+            image: (H, W, 3) of uint8.
+            sample: The prediction.
+            tracks: The objects of the earlier frames, in a video.
+
+        Returns:
+            RGB, larger than the image by a whole factor where it is small.
+        """
         raise NotImplementedError
 
     def describe(self, sample: BaseDataElement) -> dict:
@@ -149,11 +170,17 @@ class Classifier(Predictor):
         super().use_meta(meta)
         self.inferencer.classes = meta.classes
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
+    def draw(
+        self,
+        image: np.ndarray,
+        sample: BaseDataElement,
+        tracks: Tracks | None = None,
+    ) -> np.ndarray:
         """Write label and score on an RGB image.
 
         Small ones are enlarged; a margin is added to what would get too long.
         """
+        image = enlarge_image(image, self.enlarge or 1)
         short, long = sorted(image.shape[:2])
         small = short < LEAST_LABELLED_SIDE
         if (
@@ -171,6 +198,8 @@ class Classifier(Predictor):
             classes=self.meta.classes,
             draw_gt=False,
             resize=LEAST_LABELLED_SIDE if small else None,
+            # Many names of ImageNet's classes are longer than such a side.
+            text_cfg=dict(wrap=True),
         )
 
     def describe(self, sample: BaseDataElement) -> dict:
@@ -189,13 +218,17 @@ class Detector(Predictor):
 
     task = 'detection'
     score_thr = DEFAULT_SCORE_THR
+    # Whether each object gets its own colour; None means if all are of one
+    # class.
+    colour_objects = None
 
     def __init__(self, cfg: Config, device: str):
         from mmdet.apis import DetInferencer
         from mmdet.registry import DATASETS
 
-        cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))
-        cfg.visualizer.vis_backends = None
+        from .det_visualizer import ClearDetVisualizer
+
+        take_visualizer(cfg, 'DetLocalVisualizer', ClearDetVisualizer)
         # Without a palette it would build the data set to find one.
         inferencer = DetInferencer(
             cfg, device=device, palette='random', show_progress=False
@@ -225,8 +258,24 @@ class Detector(Predictor):
                 sample.pred_instances = found[kept]
         return samples
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
+    def draw(
+        self,
+        image: np.ndarray,
+        sample: BaseDataElement,
+        tracks: Tracks | None = None,
+    ) -> np.ndarray:
         """Draw boxes and masks on an RGB image."""
+        sample = sample.cpu()
+        own = self.colour_objects
+        if own is None:
+            own = len(self.meta.classes) == 1
+        if own and 'pred_instances' in sample:
+            sample = sample.clone()
+            colour_by_object(sample.pred_instances, tracks or Tracks())
+        times = self.enlarge or times_for(*image.shape[:2])
+        image = enlarge_image(image, times)
+        sample = enlarge_sample(sample, times)
+        self.inferencer.visualizer.labels = self.labels
         (picture,) = self.inferencer.visualize(
             [image], [sample], return_vis=True, pred_score_thr=self.score_thr
         )
@@ -262,18 +311,26 @@ class Segmenter(Predictor):
     """mmseg: a class for each pixel."""
 
     task = 'segmentation'
-    with_labels = True
 
     def __init__(self, cfg: Config, device: str):
         from mmseg.apis import MMSegInferencer
         from mmseg.registry import DATASETS
 
-        cfg.setdefault('visualizer', dict(type='SegLocalVisualizer'))
-        cfg.visualizer.vis_backends = None
+        from .seg_visualizer import ClearSegVisualizer
+
+        take_visualizer(cfg, 'SegLocalVisualizer', ClearSegVisualizer)
         super().__init__(MMSegInferencer(cfg, device=device), DATASETS)
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
+    def draw(
+        self,
+        image: np.ndarray,
+        sample: BaseDataElement,
+        tracks: Tracks | None = None,
+    ) -> np.ndarray:
         """Draw the classes on an RGB image."""
+        times = self.enlarge or times_for(*image.shape[:2])
+        image = enlarge_image(image, times)
+        sample = enlarge_sample(sample, times)
         height, width = image.shape[:2]
         if (height, width) == (1, 1):
             # mmseg takes the mask of a single pixel for an index.
@@ -281,12 +338,13 @@ class Segmenter(Predictor):
             labels = sample.pred_sem_seg
             sample = sample.clone()
             sample.pred_sem_seg = type(labels)(data=labels.data.tile(2, 2))
+        self.inferencer.visualizer.labels = self.labels
         (picture,) = self.inferencer.visualize(
             [image],
             [sample],
             return_vis=True,
             opacity=SEGMENT_OPACITY,
-            with_labels=self.with_labels,
+            with_labels=self.labels != 'none',
         )
         return picture[:height, :width]
 
@@ -312,56 +370,20 @@ class Segmenter(Predictor):
         return dict(segments=segments)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an input: a prediction, or the error it led to."""
-
-    key: object
-    image: object
-    sample: object = None
-    error: Exception | None = None
-
-
-def predictions(
-    items: Iterable[tuple], predictor: Predictor, batch_size: int
-) -> Iterator[Outcome]:
-    """Yields the outcome of each (key, RGB image, model input).
-
-    A batch holds neighbours that are of one size after the test pipeline:
-    padding would change what a network with a global scan sees, and with it
-    the result. An input that cannot be predicted does not stop the others.
-    """
-    pending = []
-    for key, image, model_input in items:
-        try:
-            prepared = predictor.prepare(model_input)
-        except Exception as error:
-            yield Outcome(key, image, error=released(error))
-            continue
-        shape = prepared[0].shape
-        if pending and (
-            len(pending) == batch_size or pending[-1][2][0].shape != shape
-        ):
-            yield from flush(pending, predictor)
-            pending = []
-        pending.append((key, image, prepared))
-    if pending:
-        yield from flush(pending, predictor)
+def take_visualizer(cfg: Config, stock: str, ours: type) -> None:
+    """Replace a config's visualizer, if it is the host's stock one."""
+    cfg.setdefault('visualizer', dict(type=stock))
+    cfg.visualizer.vis_backends = None
+    kind = cfg.visualizer.type
+    name = kind if isinstance(kind, str) else kind.__name__
+    if name.rpartition('.')[2] == stock:
+        cfg.visualizer.type = ours
 
 
-def flush(pending: Sequence[tuple], predictor: Predictor) -> Iterator[Outcome]:
-    """Predicts a batch, and one by one what fails as a batch."""
-    samples = None
-    try:
-        samples = predictor.predict([prepared for *_, prepared in pending])
-    except Exception as error:
-        if len(pending) == 1:
-            yield Outcome(*pending[0][:2], error=released(error))
-            return
-    if samples is None:
-        # Only now, when the error no longer holds the memory of the batch.
-        for item in pending:
-            yield from flush([item], predictor)
-        return
-    for (key, image, _), sample in zip(pending, samples, strict=True):
-        yield Outcome(key, image, sample)
+def colour_by_object(found: InstanceData, tracks: Tracks) -> None:
+    """Give each object a colour of its own, that of the earlier frames."""
+    from .det_visualizer import as_bool, box_array
+
+    boxes = box_array(found, as_bool(found.get('masks')))
+    numbers = tracks.follow(torch.from_numpy(boxes), found.labels)
+    found.colors = torch.tensor([hue(n) for n in numbers]).view(-1, 3)

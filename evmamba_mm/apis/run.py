@@ -21,8 +21,10 @@ from .media import (
     read_image,
     write_image,
 )
-from .predictors import Outcome, Predictor, predictions
+from .outcomes import Outcome, predictions
+from .predictors import Predictor
 from .sources import Source
+from .tracks import Tracks
 
 # Their message is enough; any other error also shows where it came from.
 PLAIN_ERRORS = (BrokenInputError, ValueError)
@@ -149,23 +151,29 @@ class Run:
         announced: int | None,
     ) -> tuple[int, Exception | None]:
         """Returns how many frames are written, and the error at the next."""
-        frames = 0
+        frames, tracks = 0, Tracks()
         with progress(source.path.name, announced) as count:
             for outcome in self.outcomes(as_items(count(reader))):
                 error = outcome.error
                 if error is None:
-                    error = self.write_frame(outcome, source, writer)
+                    error = self.write_frame(outcome, source, writer, tracks)
                 if error is not None:
                     return frames, error
                 frames += 1
         return frames, None
 
     def write_frame(
-        self, outcome: Outcome, source: Source, writer: VideoWriter
+        self,
+        outcome: Outcome,
+        source: Source,
+        writer: VideoWriter,
+        tracks: Tracks,
     ) -> Exception | None:
         """Write a frame; return the error if it cannot."""
         try:
-            writer.write(self.predictor.draw(outcome.image, outcome.sample))
+            writer.write(
+                self.predictor.draw(outcome.image, outcome.sample, tracks)
+            )
             if self.write_json:
                 origin = dict(video=source.path.as_posix(), frame=outcome.key)
                 record = self.record(outcome, origin)

@@ -213,6 +213,10 @@ def colours(palette: object, count: int) -> list[tuple[int, int, int]]:
     """The first `count` colours of a palette, or hues that lie far apart."""
     if isinstance(palette, (list, tuple)) and len(palette) >= count:
         return [tuple(int(v) for v in colour) for colour in palette[:count]]
-    hues = (index * GOLDEN_RATIO % 1 for index in range(count))
-    rgb = (colorsys.hsv_to_rgb(hue, 0.8, 0.95) for hue in hues)
-    return [tuple(round(255 * value) for value in colour) for colour in rgb]
+    return [hue(index) for index in range(count)]
+
+
+def hue(index: int) -> tuple[int, int, int]:
+    """Return an RGB colour whose hue is far from those of its neighbours."""
+    rgb = colorsys.hsv_to_rgb(index * GOLDEN_RATIO % 1, 0.8, 0.95)
+    return tuple(round(255 * value) for value in rgb)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evmamba_mm.apis import predictors, sources, weights
+from evmamba_mm.apis import outcomes, sources, weights
 
 from ..tools.inference_cases import photo, touch, truncated, write
 
@@ -166,9 +166,9 @@ def test_batches_hold_one_size_and_survive_a_bad_input():
     names = ['one', 'two', 'six', 'four', 'unprepared', 'bad', 'ten', 'red']
     predictor = FakePredictor()
     items = [(index, None, name) for index, name in enumerate(names)]
-    outcomes = {
+    found = {
         outcome.key: outcome
-        for outcome in predictors.predictions(items, predictor, 2)
+        for outcome in outcomes.predictions(items, predictor, 2)
     }
     assert [' '.join(batch) for batch in predictor.batches] == [
         'one two',
@@ -178,8 +178,8 @@ def test_batches_hold_one_size_and_survive_a_bad_input():
         'red',
     ]
     for index, name in enumerate(names):
-        error = outcomes[index].error
+        error = found[index].error
         if name in ('unprepared', 'bad'):
             assert str(error) == name
         else:
-            assert (error, outcomes[index].sample) == (None, name.upper())
+            assert (error, found[index].sample) == (None, name.upper())

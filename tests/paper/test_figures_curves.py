@@ -31,10 +31,34 @@ def test_runs_are_drawn_with_their_names(run, main, tmp_path):
     assert file.is_file()
 
 
-def test_smoothing_is_a_mean_of_the_last_values(main):
+def test_smoothing_is_a_centred_mean(main):
     from drawing import curves
 
-    assert curves.smoothed([1.0, 2.0, 6.0, 4.0], 2) == [1.0, 1.5, 4.0, 5.0]
+    assert curves.smoothed([1.0, 2.0, 6.0, 4.0], 3) == [1.0, 3.0, 4.0, 4.0]
+    falling = [10.0 - step for step in range(9)]
+    assert curves.smoothed(falling, 5) == falling
+    assert curves.smoothed([1.0, 5.0, 2.0], 1) == [1.0, 5.0, 2.0]
+
+
+@pytest.mark.parametrize('window, lines', [('1', 2), ('3', 4)])
+def test_without_a_mean_the_values_are_drawn_alone(
+    window, lines, run, main, tmp_path, monkeypatch
+):
+    from drawing import style
+
+    drawn = []
+    monkeypatch.setattr(
+        style, 'write', lambda figure, path: drawn.append(figure)
+    )
+    runs = [f'a={run}', f'b={run}', f'--smooth={window}']
+    assert main(['curves', *runs, '-o', str(tmp_path / 'a.png')]) == 0
+    assert len(drawn[0].axes[0].get_lines()) == lines
+
+
+def test_a_mean_of_an_even_number_is_refused(main, capsys):
+    with pytest.raises(SystemExit):
+        main(['curves', 'a=b', '--smooth=4', '-o', 'a.png'])
+    assert "'4' must be odd" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -145,9 +145,11 @@ def add_curves(kinds):
     )
     curves.add_argument(
         '--smooth',
-        type=positive,
-        default=10,
-        help='logged values that are averaged (default: 10)',
+        type=odd,
+        default=9,
+        metavar='N',
+        help='mean over N logged values around each, an odd number; 1 draws '
+        'the values alone (default: 9)',
     )
 
 
@@ -190,6 +192,15 @@ def positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
+
+
+def odd(text):
+    number = positive(text)
+    if number % 2 == 0:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be odd: as many values before each as behind it'
+        )
+    return number
 
 
 def draw(args):

@@ -32,7 +32,6 @@ def draw(output, table):
     families = families_of(points)
     with style.canvas(4.9, output) as figure:
         axis = figure.subplots()
-        figure.subplots_adjust(0.075, 0.105, 0.985, 0.98)
         prepare_axis(axis, points)
         named = []
         for index, (family, members) in enumerate(families.items()):
@@ -54,6 +53,7 @@ def draw(output, table):
                 zorder=3 if ours else 2,
             )
             named += [(point, colour, ours) for point in members]
+        style.place_axes(figure)
         write_names(axis, named)
 
 

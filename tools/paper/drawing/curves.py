@@ -6,6 +6,7 @@ from pathlib import Path
 from . import style
 
 COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.PURPLE)
+LINES = ('-', '--', ':')
 
 
 def scalars_file(run):
@@ -45,11 +46,17 @@ def read_curve(run, key):
 
 
 def smoothed(values, window):
-    """Mean over the last `window` values at each point."""
-    return [
-        sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1)
-        for i in range(len(values))
-    ]
+    """Mean over `window` values around each point, fewer at both ends.
+
+    As many before a point as behind it: else a falling curve would seem to
+    fall late.
+    """
+    means = []
+    for i in range(len(values)):
+        half = min(window // 2, i, len(values) - 1 - i)
+        around = values[i - half : i + half + 1]
+        means.append(sum(around) / len(around))
+    return means
 
 
 def draw(output, runs, key, window):
@@ -59,18 +66,21 @@ def draw(output, runs, key, window):
         output: File to write.
         runs: Pairs of a label and a work dir or file.
         key: Name of the scalar in the log.
-        window: Logged values that are averaged; the raw ones stay, faintly.
+        window: Logged values that are averaged, an odd number; the raw ones
+            stay, faintly. 1 draws them alone.
     """
     curves = [(label, *read_curve(run, key)) for label, run in runs]
     with style.canvas(4.2, output) as figure:
         axis = figure.subplots()
-        figure.subplots_adjust(0.075, 0.12, 0.985, 0.97)
         for i, (label, steps, values) in enumerate(curves):
             colour = COLOURS[i % len(COLOURS)]
-            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            line = LINES[i // len(COLOURS) % len(LINES)]
+            if window > 1:
+                axis.plot(steps, values, color=colour, alpha=0.25, lw=0.8)
             axis.plot(
                 steps,
                 smoothed(values, window),
+                line,
                 color=colour,
                 linewidth=1.6,
                 label=label,
@@ -79,3 +89,4 @@ def draw(output, runs, key, window):
         axis.set_ylabel(key)
         axis.grid(color='#E2E2E2', linewidth=0.8)
         axis.legend(frameon=False)
+        style.place_axes(figure)

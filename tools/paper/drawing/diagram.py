@@ -58,17 +58,18 @@ class Sheet:
         step = 0.155
         first = middle + step * (len(lines) - 1) / 2
         for index, line in enumerate(lines):
-            self.text(
+            text = self.text(
                 left + width / 2,
                 first - step * index,
                 line,
                 size=8,
                 bold=index == bold,
             )
+            style.shrink(text, width - 2 * pad)
         return box
 
     def text(self, x, y, text, size=8, bold=False, align='center'):
-        self.axis.text(
+        return self.axis.text(
             x,
             y,
             text,

@@ -92,11 +92,16 @@ def draw_field(output, field, boxes, name):
         )
         bar.set_label('mean |gradient|, relative to the largest')
         bar.outline.set_visible(False)
-        figure.text(0.655, 0.97, describe(field, name), va='top', fontsize=9)
+        text = figure.text(
+            0.655, 0.97, describe(field, name), va='top', fontsize=9
+        )
+        style.shrink(text, 0.335 * style.WIDTH_INCHES)
+        below = text.get_window_extent(figure.canvas.get_renderer())
+        bottom = figure.transFigure.inverted().transform(below)[0, 1]
         figure.legend(
             *axis.get_legend_handles_labels(),
             loc='upper left',
-            bbox_to_anchor=(0.645, 0.72),
+            bbox_to_anchor=(0.645, min(0.72, bottom)),
             frameon=False,
             fontsize=9,
         )

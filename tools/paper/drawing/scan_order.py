@@ -6,6 +6,8 @@ from . import style
 
 # One colour a parameter set, in their order.
 SET_COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.PURPLE)
+# Of a letter, by its height: DejaVu Sans.
+DIGIT_WIDTH = 0.64
 DIRECTIONS = ('by rows', 'by columns', 'rows, reversed', 'columns, reversed')
 
 
@@ -85,11 +87,11 @@ def draw(output, size=8, steps=(1, 2, 3, 4)):
             axis.axis('off')
         for index, reading in enumerate(read_ss2d(size)):
             draw_reading(axes[0, index], reading)
-            axes[0, index].set_title(DIRECTIONS[index], fontsize=9)
+            set_title(axes[0, index], DIRECTIONS[index], columns)
         for axis, step_size in zip(axes[1], steps, strict=False):
             reading = read_es2d(size, step_size)
             draw_reading(axis, reading)
-            axis.set_title(title_of(reading, step_size), fontsize=9)
+            set_title(axis, title_of(reading, step_size), columns)
         head(figure, axes[0, 0], 'SS2D: every cell four times')
         head(figure, axes[1, 0], 'ES2D: every cell once')
         figure.text(
@@ -112,6 +114,11 @@ def head(figure, axis, text):
     )
 
 
+def set_title(axis, text, columns):
+    title = axis.set_title(text, fontsize=9)
+    style.shrink(title, 0.93 * style.WIDTH_INCHES / columns)
+
+
 def title_of(reading, step_size):
     groups = len(reading.sequences)
     length = len(reading.sequences[0])
@@ -124,6 +131,9 @@ def draw_reading(axis, reading):
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
+    cell = cell_points(axis, reading)
+    digits = len(str(len(reading.sequences[0])))
+    size = min(6.2, 0.9 * cell / (DIGIT_WIDTH * digits))
     for group, parameter_set in zip(
         reading.sequences, reading.sets, strict=True
     ):
@@ -137,7 +147,7 @@ def draw_reading(axis, reading):
                     facecolor='white' if outside else (colour, 0.3),
                     edgecolor='white' if not outside else (style.GREY, 0.6),
                     hatch='////' if outside else None,
-                    linewidth=0.8,
+                    linewidth=min(0.8, cell / 20),
                 )
             )
             axis.text(
@@ -146,16 +156,24 @@ def draw_reading(axis, reading):
                 str(place),
                 ha='center',
                 va='center',
-                fontsize=6.2,
+                fontsize=size,
                 color=style.GREY if outside else 'black',
-                path_effects=[withStroke(linewidth=1.6, foreground='white')],
+                path_effects=[
+                    withStroke(linewidth=size / 4, foreground='white')
+                ],
                 zorder=4,
             )
     for group, parameter_set in paths(reading):
-        draw_path(axis, group, SET_COLOURS[parameter_set])
+        draw_path(axis, group, SET_COLOURS[parameter_set], min(7, 0.6 * cell))
     extent = reading.padded
     axis.set(xlim=(-0.1, extent + 0.1), ylim=(extent + 0.1, -0.1))
     axis.set_aspect('equal')
+
+
+def cell_points(axis, reading):
+    """The side of a cell, in points."""
+    width, height = axis.get_position().size * axis.figure.get_size_inches()
+    return 72 * min(width, height) / (reading.padded + 0.2)
 
 
 def paths(reading):
@@ -169,15 +187,20 @@ def paths(reading):
     return found.values()
 
 
-def draw_path(axis, group, colour):
+def draw_path(axis, group, colour, size):
     columns = [column + 0.5 for _, column in group]
     rows = [row + 0.5 for row, _ in group]
     axis.plot(columns, rows, color=colour, lw=1.0, alpha=0.8, zorder=2)
-    axis.plot(columns[0], rows[0], 'o', ms=7, mfc='white', mec=colour)
+    axis.plot(columns[0], rows[0], 'o', ms=size, mfc='white', mec=colour)
     if len(group) > 1:
         axis.annotate(
             '',
             (columns[-1], rows[-1]),
             (columns[-2], rows[-2]),
-            arrowprops=dict(arrowstyle='-|>', color=colour, lw=1.2),
+            arrowprops=dict(
+                arrowstyle='-|>',
+                color=colour,
+                lw=1.2,
+                mutation_scale=1.4 * size,
+            ),
         )

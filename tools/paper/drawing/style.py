@@ -64,6 +64,24 @@ def canvas(height, output):
         write(figure, Path(output))
 
 
+def shrink(text, inches):
+    """Makes the letters of a text smaller until it is at most so wide."""
+    figure = text.get_figure()
+    width = text.get_window_extent(figure.canvas.get_renderer()).width
+    if width > inches * figure.dpi:
+        text.set_fontsize(text.get_fontsize() * inches * figure.dpi / width)
+
+
+def place_axes(figure):
+    """Gives the axes the room that their ticks and names leave.
+
+    Before what is placed by pixels, such as names of points.
+    """
+    figure.set_layout_engine('constrained')
+    figure.draw_without_rendering()
+    figure.set_layout_engine('none')
+
+
 def write(figure, path):
     """Writes a figure; a PNG in 256 colours, a third of the plain size."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +94,12 @@ def write(figure, path):
     figure.savefig(buffer, format='png')
     buffer.seek(0)
     with Image.open(buffer) as image:
-        # The default method gives rare colours, such as a colour bar's, away.
+        # The default method gives rare colours, such as a colour bar's, away;
+        # this one alone tints the greys.
         few = image.convert('RGB').quantize(
-            256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            256,
+            method=Image.Quantize.MAXCOVERAGE,
+            kmeans=1,
+            dither=Image.Dither.NONE,
         )
         few.save(path, optimize=True)

@@ -114,13 +114,12 @@ def draw(output, rows, accuracies, mode, phase):
     way = 'fastest mode of each' if mode == BEST else mode
     with style.canvas(4.9, output) as figure:
         axis = figure.subplots()
-        figure.subplots_adjust(0.075, 0.105, 0.96, 0.98)
         axis.set_xscale('log')
         axis.set_xlim(min(speeds) / 1.35, max(speeds) * 1.35)
         axis.grid(color='#E4E4E4', linewidth=0.7)
         axis.set_axisbelow(True)
         axis.set_ylabel('ImageNet top-1 (%), as published')
-        axis.set_xlabel(
+        name = axis.set_xlabel(
             f'images/s, {phase}, {way}, {row["dtype"]}, batch '
             f'{row["batch"]} of {row["size"]}x{row["size"]}, {row["device"]}'
         )
@@ -140,6 +139,8 @@ def draw(output, rows, accuracies, mode, phase):
         tops = [point[2] for point in points]
         axis.set_ylim(min(tops) - 0.9, max(tops) + 0.9)
         set_ticks(axis)
+        style.shrink(name, 0.9 * style.WIDTH_INCHES)
+        style.place_axes(figure)
         texts = [write_name(axis, point) for point in points]
         place_labels(
             axis,
