@@ -1,0 +1,212 @@
+"""Errors of the published sizes in other runtimes and in int8, on a CPU.
+
+`measure` exports each size as a classifier and writes a row per size, runtime
+and image: the largest difference to eager fp32, relative to the largest
+output. `table` prints a CSV file in Markdown. int8 is calibrated with noise:
+its rows tell how far the outputs move, not what a trained model scores.
+"""
+
+import argparse
+import copy
+import csv
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+IMAGES = ((1, 3, 224, 224), (2, 3, 320, 256), (1, 3, 217, 333), (1, 3, 64, 64))
+COLUMNS = ('arch', 'runtime', 'image', 'error')
+CALIBRATION = 8
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tasks = parser.add_subparsers(dest='task', required=True)
+    measure = tasks.add_parser('measure', help='write a CSV file')
+    measure.add_argument('csv', type=Path, metavar='CSV')
+    measure.add_argument(
+        '--archs', nargs='+', default=('tiny', 'small', 'base')
+    )
+    table = tasks.add_parser('table', help='print a CSV file as Markdown')
+    table.add_argument('csv', type=Path, metavar='CSV')
+    return parser.parse_args(argv)
+
+
+def classifier(arch):
+    """A classifier whose scans matter, as those of trained ones do.
+
+    They have a part of 1e-5 in the outputs of the initial weights.
+    """
+    import torch
+    from torch import nn
+
+    from evmamba_mm.benchmark.models import build_classifier
+    from evmamba_mm.export import DenseModel
+
+    torch.manual_seed(0)
+    model = build_classifier(f'EfficientVMamba:{arch}')
+    for name, parameter in model.named_parameters():
+        if 'dt_projs_bias' in name:
+            nn.init.uniform_(parameter, -3, 1)
+        elif 'A_logs' in name:
+            parameter.data += torch.randn_like(parameter)
+        elif 'in_proj' in name or 'conv2d' in name:
+            parameter.data *= 10
+        elif 'x_proj' in name:
+            parameter.data *= 5
+    return DenseModel(model, lambda net, x: {'scores': net(x)}).eval()
+
+
+def onnx_errors(model, folder, images):
+    """Of one file at every size."""
+    from evmamba_mm.export import onnx_outputs
+    from evmamba_mm.export.onnx_file import write_onnx
+
+    path = folder / 'open.onnx'
+    names = ('batch', 'height', 'width')
+    write_onnx(model, path, images[0], names, False)
+    run = onnx_outputs(path)
+    for image in images:
+        yield 'onnxruntime', image, run
+
+
+def openvino_errors(model, folder, images):
+    from evmamba_mm.export import openvino_outputs
+    from evmamba_mm.export.onnx_file import write_onnx
+
+    path = folder / 'fixed.onnx'
+    write_onnx(model, path, images[0], (), True)
+    for precision in ('f32', 'bf16'):
+        run = openvino_outputs(path, None, precision)
+        yield f'openvino {precision}', images[0], run
+
+
+def torchao_errors(model, folder, images):
+    import torch
+    from torchao.quantization import (
+        Int8DynamicActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+        quantize_,
+    )
+
+    for name, config in (
+        ('torchao int8 weights', Int8WeightOnlyConfig()),
+        ('torchao int8 dynamic', Int8DynamicActivationInt8WeightConfig()),
+    ):
+        quantised = copy.deepcopy(model)
+        quantize_(quantised, config)
+        yield (
+            name,
+            images[0],
+            lambda image, net=quantised: net(torch.from_numpy(image)).values(),
+        )
+
+
+def static_errors(model, folder, images):
+    """onnxruntime's static quantisation, of all it can and of convolutions."""
+    import torch
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    from evmamba_mm.export import onnx_outputs
+
+    class Noise(CalibrationDataReader):
+        def __init__(self):
+            torch.manual_seed(1)
+            shape = images[0].shape
+            self.left = [torch.randn(shape) for _ in range(CALIBRATION)]
+
+        def get_next(self):
+            return {'image': self.left.pop().numpy()} if self.left else None
+
+    for name, kinds in (('all', None), ('convolutions', ['Conv'])):
+        path = folder / f'{name}.onnx'
+        quantize_static(
+            folder / 'open.onnx', path, Noise(), op_types_to_quantize=kinds
+        )
+        yield f'onnxruntime static int8, {name}', images[0], onnx_outputs(path)
+
+
+def nncf_errors(model, folder, images):
+    """Of OpenVINO's quantisation; nothing without `pip install nncf`."""
+    try:
+        import nncf
+    except ImportError:
+        print('nncf is not installed: pip install nncf', file=sys.stderr)
+        return
+    import openvino
+    import torch
+
+    torch.manual_seed(1)
+    noise = [torch.randn(images[0].shape).numpy() for _ in range(CALIBRATION)]
+    read = openvino.Core().read_model(folder / 'fixed.onnx')
+    quantised = nncf.quantize(
+        read, nncf.Dataset(noise), subset_size=CALIBRATION
+    )
+    compiled = openvino.compile_model(quantised, 'CPU')
+    yield (
+        'openvino int8 by nncf',
+        images[0],
+        lambda image: list(compiled(image).values()),
+    )
+
+
+def measure(args):
+    import torch
+
+    from evmamba_mm.export.compare import compare
+
+    rows = []
+    for arch in args.archs:
+        model = classifier(arch)
+        torch.manual_seed(2)
+        images = [torch.randn(shape) for shape in IMAGES]
+        with tempfile.TemporaryDirectory() as folder:
+            for errors in (
+                onnx_errors,
+                openvino_errors,
+                torchao_errors,
+                static_errors,
+                nncf_errors,
+            ):
+                for runtime, image, run in errors(model, Path(folder), images):
+                    error = compare(model, run, [image], math.inf)
+                    size = 'x'.join(map(str, image.shape))
+                    rows.append((arch, runtime, size, f'{error:.1e}'))
+                    print(*rows[-1], file=sys.stderr, flush=True)
+                    write(args.csv, rows)
+
+
+def write(path, rows):
+    with open(path, 'w', newline='') as file:
+        csv.writer(file, lineterminator='\n').writerows([COLUMNS, *rows])
+
+
+def print_table(path):
+    with open(path, newline='') as file:
+        rows = list(csv.DictReader(file))
+    archs = list(dict.fromkeys(row['arch'] for row in rows))
+    cells = {
+        (row['runtime'], row['image'], row['arch']): row['error']
+        for row in rows
+    }
+    print('| runtime | image |', ' | '.join(archs), '|')
+    print('|---' * (len(archs) + 2) + '|')
+    for runtime, image in dict.fromkeys(key[:2] for key in cells):
+        values = [cells.get((runtime, image, arch), '') for arch in archs]
+        print(f'| {runtime} | {image} |', ' | '.join(values), '|')
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.task == 'table':
+        print_table(args.csv)
+    else:
+        measure(args)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
