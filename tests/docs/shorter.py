@@ -48,8 +48,6 @@ SEGMENTOR = (
 
 def shorter(arguments):
     """The arguments to append to a command."""
-    if 'tools/dataset_converters/make_digits.py' in arguments:
-        return ('--num-train=4', '--num-val=2')
     if 'my_segmentor.py' in arguments:
         return ('--cfg-options', *SEGMENTOR)
     if 'my_fcos.py' in arguments:

@@ -30,7 +30,6 @@ BLOCKS = {
     if block.language == 'python'
 }
 HOSTS = {
-    'my_classifier.py': 'mmpretrain',
     'my_detector.py': 'mmdet',
     'my_segmentor.py': 'mmseg',
     'my_ablation.py': 'mmpretrain',
@@ -88,7 +87,7 @@ def shown_commands():
 
 
 def test_every_block_is_known():
-    others = {'fused_detector.py', 'predict_images.py', 'layer_decay.py'}
+    others = {'fused_detector.py', 'predict_images.py'}
     assert {*HOSTS, *PRINTING, *others} == set(BLOCKS)
 
 
