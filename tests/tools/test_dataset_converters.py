@@ -31,10 +31,8 @@ def convert(monkeypatch):
     return run
 
 
-@pytest.fixture
-def voc(tmp_path):
+def write_voc(source):
     """BCCD_Dataset's layout, with four images."""
-    source = tmp_path / 'BCCD'
     for folder in ('Annotations', 'JPEGImages', 'ImageSets/Main'):
         (source / folder).mkdir(parents=True)
     for number, label in enumerate(('RBC', 'WBC', 'Platelets', 'RBC')):
@@ -46,7 +44,12 @@ def voc(tmp_path):
     for split, numbers in dict(train=(0, 1), val=(2,), test=(3,)).items():
         lines = ''.join(f'BloodImage_{n:05}\n' for n in numbers)
         (source / 'ImageSets' / 'Main' / f'{split}.txt').write_text(lines)
-    return source
+
+
+@pytest.fixture
+def voc(tmp_path):
+    write_voc(tmp_path / 'BCCD')
+    return tmp_path / 'BCCD'
 
 
 def read(out, split):
@@ -90,10 +93,8 @@ def test_voc_folder_of_something_else(convert, tmp_path, capsys):
     assert 'holds no Annotations/*.xml' in capsys.readouterr().err
 
 
-@pytest.fixture
-def stage1_train(tmp_path):
+def write_stage1_train(source):
     """The layout of the Data Science Bowl: two squares in each RGBA image."""
-    source = tmp_path / 'stage1_train'
     for number in range(8):
         name = f'{number:064x}'
         for folder in ('images', 'masks'):
@@ -105,7 +106,12 @@ def stage1_train(tmp_path):
             left = 12 * index + 1
             mask[3 : 3 + side, left : left + side] = 255
             cv2.imwrite(str(source / name / 'masks' / f'{index}.png'), mask)
-    return source
+
+
+@pytest.fixture
+def stage1_train(tmp_path):
+    write_stage1_train(tmp_path / 'stage1_train')
+    return tmp_path / 'stage1_train'
 
 
 def test_masks_become_instances_and_maps(stage1_train, convert, tmp_path):
