@@ -161,7 +161,7 @@ def test_detectors_predict_as_the_page_says(folder):
         weights = MODELS.build(config.model).state_dict()
     for path in (checkpoint, image):
         (folder / path).parent.mkdir(parents=True)
-    meta = dict(dataset_meta=dict(classes=tuple('0123456789')))
+    meta = dict(dataset_meta=dict(classes=('nucleus',)))
     torch.save(dict(state_dict=weights, meta=meta), folder / checkpoint)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
     Image.fromarray(noise.astype('uint8')).save(folder / image)
