@@ -292,7 +292,9 @@ def test_loggers_write(place, cells):
     if 'tensorboard' in there:
         assert list(work.rglob('events.out.tfevents*'))
     if 'mlflow' in there:
-        assert list(work.rglob('mlruns')) or (place.folder / 'mlruns').is_dir()
+        assert (place.folder / 'mlflow.db').is_file()
+    if 'wandb' in there:
+        assert list(place.folder.rglob('offline-run-*'))
 
 
 def test_every_block_is_followed():

@@ -12,11 +12,14 @@ import sys
 import zlib
 from pathlib import Path
 
-import cv2
-import numpy as np
-from pycocotools import mask as coco_mask
+try:
+    import cv2
+    import numpy as np
+    from pycocotools import mask as coco_mask
+except ImportError as error:
+    sys.exit(f"{error}: pip install '.[lite]'")
 
-# Of smaller masks, COCO's metric and RoI heads make nothing.
+# Smaller masks are slips of the pen.
 LEAST_PIXELS = 4
 
 
