@@ -14,7 +14,9 @@ from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from PIL import Image
 
+from evmamba_mm import EfficientVMamba
 from evmamba_mm.apis import convert_checkpoint
+from evmamba_mm.fast import difference
 
 from ..hub.released_files import save_released
 from ..tools.test_dataset_converters import write_stage1_train, write_voc
@@ -271,6 +273,17 @@ def test_a_script_prints_what_is_shown(place, name, package):
     else:
         errors = [re.search(r'differs by (.+)%', x)[1] for x in lines[-2:]]
         assert all(0 < float(error) < 5 for error in errors)
+
+
+def test_kernels_run_after_merging():
+    peft = pytest.importorskip('peft', reason='peft is not installed')
+    config = peft.LoraConfig(r=8, target_modules=['in_proj', 'out_proj'])
+    adapted = peft.get_peft_model(EfficientVMamba('tiny'), config)
+    feature_map = torch.zeros(1, 48, 56, 56)
+    block = adapted.base_model.model.stages[0][0]
+    assert 'mixer.in_proj' in difference(block, feature_map)
+    merged = adapted.merge_and_unload().stages[0][0]
+    assert difference(merged, feature_map) is None
 
 
 def test_loggers_write(place, cells):
