@@ -48,12 +48,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready-demo: pyproject.toml setup.py | $(BIN)/python
-	$(INSTALL) -e '.[demo]'
+	$(INSTALL) -e '.[lite]'
 	$(BIN)/python -m pip check
 	touch $@
 
 $(VENV)/.ready-dev: pyproject.toml setup.py | $(BIN)/python
-	$(INSTALL) -e '.[demo,dev]'
+	$(INSTALL) -e '.[lite,dev]'
 	$(BIN)/python -m pip check
 	touch $@ $(VENV)/.ready-demo
 

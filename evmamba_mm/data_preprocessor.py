@@ -53,9 +53,9 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             from torch's generator and the rank of the process.
 
     Raises:
-        ValueError: If one of mean and std is given alone, the images of a
-            batch differ in their sizes, or images to be augmented are not
-            (B, 3, H, W) in uint8.
+        ValueError: If one of mean and std is given alone, a label is not
+            below num_classes, the images of a batch differ in their sizes, or
+            images to be augmented are not (B, 3, H, W) in uint8.
     """
 
     @checked
@@ -136,10 +136,24 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
                 sample.set_field(score, 'gt_score', dtype=Tensor)
         return dict(inputs=images, data_samples=samples)
 
+    def _check_labels(self, label: Tensor) -> None:
+        # On a GPU it would be a wait; the loader's labels are on the CPU.
+        if self.num_classes is None or label.is_cuda or not label.numel():
+            return
+        largest = int(label.max())
+        if largest >= self.num_classes:
+            raise ValueError(
+                f'a label is {largest}, and data_preprocessor.num_classes is '
+                f'{self.num_classes}: labels count from 0. Set '
+                'data_preprocessor.num_classes and model.head.num_classes to '
+                'the number of classes of your data'
+            )
+
     def _labelled(self, label: Tensor) -> tuple[list[Any], tuple]:
         """Samples of a batch that has labels (B,) alone, and the targets."""
         from mmpretrain.structures import DataSample
 
+        self._check_labels(label)
         samples = [DataSample() for _ in range(len(label))]
         label, counts = self.cast_data(label), [1] * len(samples)
         scores = self._scores(label, counts) if self.to_onehot else None
@@ -153,7 +167,9 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         if 'gt_label' in samples[0]:
             labels = [sample.gt_label for sample in samples]
             counts = [len(each) for each in labels]
-            label = self.cast_data(torch.cat(labels))
+            joined = torch.cat(labels)
+            self._check_labels(joined)
+            label = self.cast_data(joined)
         if 'gt_score' in samples[0]:
             stacked = torch.stack([sample.gt_score for sample in samples])
             scores = self.cast_data(stacked)

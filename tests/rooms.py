@@ -61,10 +61,6 @@ ROOMS = {
         within=('compat', 'resuming', 'weight_files'),
         outside=('numpy', 'torch', 'torchvision', 'mmengine'),
     ),
-    'datasets': Room(
-        within=('datasets',),
-        outside=('numpy', 'scipy', 'sklearn', 'PIL', 'cv2'),
-    ),
     'data': Room(
         within=('data', 'ops/triton'),
         outside=(

@@ -111,6 +111,7 @@ def prepare_config(args):
             scale_learning_rate(cfg)
         checks.check_precision(cfg)
         checks.check_outputs(cfg)
+        checks.check_classes(cfg)
         checks.check_data(cfg, SPLITS)
         weights.check_weight_files(cfg)
     return cfg

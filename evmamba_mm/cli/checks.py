@@ -183,6 +183,39 @@ def check_outputs(cfg: Config) -> None:
     raise ValueError(message)
 
 
+def check_classes(cfg: Config) -> None:
+    """Compare the numbers of classes of a classifier's two parts.
+
+    A preprocessor inside `model` replaces the one beside it, whose mean and
+    std it then lacks: a log line tells so.
+
+    Raises:
+        ValueError: If preprocessor and head differ.
+    """
+    model = cfg.get('model') or {}
+    if model.get('type') != 'ImageClassifier':
+        return
+    place, used = 'data_preprocessor', cfg.get('data_preprocessor')
+    inner = model.get('data_preprocessor')
+    if inner is not None:
+        dropped = [key for key in ('mean', 'std') if used and key not in inner]
+        if dropped and used.get('mean') is not None:
+            logger.warning(
+                'model.data_preprocessor replaces the data_preprocessor at '
+                'the top level, and images are not normalised: it has no %s. '
+                'Write its keys into the data_preprocessor at the top level',
+                ' and no '.join(dropped),
+            )
+        place, used = 'model.data_preprocessor', inner
+    head = (model.get('head') or {}).get('num_classes')
+    classes = (used or {}).get('num_classes')
+    if None not in (head, classes) and head != classes:
+        raise ValueError(
+            f'{place}.num_classes is {classes} and model.head.num_classes '
+            f'is {head}; set both to the number of classes of your data'
+        )
+
+
 def datasets_of(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
     """Yields (key, dataset) of a split, also of datasets inside others."""
     loader = cfg.get(f'{split}_dataloader')

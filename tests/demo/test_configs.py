@@ -10,15 +10,16 @@ from mmengine.runner import Runner
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
-    'mmdet': 'mask-rcnn_evmamba-atto_fpn_1xb8-8e_digits.py',
-    'mmseg': 'upernet_evmamba-atto_1xb8-8e_digits-128x128.py',
-    'mmpretrain': 'evmamba-atto_1xb16-15e_digits.py',
+    'mmdet': 'mask-rcnn_evmamba-atto_fpn_1xb8-8e_nuclei.py',
+    'mmseg': 'upernet_evmamba-atto_1xb8-8e_nuclei-128x128.py',
+    'mmpretrain': 'evmamba-atto_1xb16-15e_cells.py',
 }
 
 
 @pytest.fixture(params=CONFIGS)
-def config(request, digits):
-    """A config that reads the small data set in this process."""
+def config(request, monkeypatch):
+    """A config that reads its data in this process."""
+    monkeypatch.chdir(ROOT)
     pytest.importorskip(
         request.param, reason=f'{request.param} is not installed'
     )
@@ -27,7 +28,6 @@ def config(request, digits):
     for split in ('train', 'val'):
         loader = config[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False, batch_size=4)
-        loader.dataset.data_root = f'{digits}/'
     init_default_scope(config.default_scope)
     return config
 

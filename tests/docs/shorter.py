@@ -44,12 +44,31 @@ SEGMENTOR = (
     'train_cfg.val_interval=2',
     'default_hooks.checkpoint.interval=2',
 )
+CLASSIFIER = (
+    *LOADERS,
+    'train_dataloader.batch_size=4',
+    'train_dataloader.dataset.pipeline.0.scale=64',
+    'train_cfg.max_epochs=1',
+)
+# Of docs/finetune.md: CamVid's images are tested at their own size.
+UPERNET = (
+    *(option for option in SEGMENTOR if '.pipeline.1.scale' not in option),
+    'train_dataloader.dataset.pipeline.2.ratio_range=(1.0,1.0)',
+)
+FINETUNE = {
+    'my_classifier.py': CLASSIFIER,
+    'layer_decay.py': CLASSIFIER,
+    'my_logs.py': CLASSIFIER,
+    'wrong.py': CLASSIFIER,
+    'my_retinanet.py': DENSE,
+    'my_upernet.py': UPERNET,
+}
 
 
 def shorter(arguments):
     """The arguments to append to a command."""
-    if 'tools/dataset_converters/make_digits.py' in arguments:
-        return ('--num-train=4', '--num-val=2')
+    for name in FINETUNE.keys() & set(arguments):
+        return ('--cfg-options', *FINETUNE[name])
     if 'my_segmentor.py' in arguments:
         return ('--cfg-options', *SEGMENTOR)
     if 'my_fcos.py' in arguments:

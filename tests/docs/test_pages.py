@@ -35,7 +35,7 @@ _TOOL = re.compile(
 _CONFIG = re.compile(r'(?<![:\w./-])[\w./-]+_\d+xb\d+[\w-]*\.py')
 _VARIABLE = re.compile(r'\bEVMAMBA_[A-Z0-9_]+')
 # commands.md shows how it is answered.
-_MISSPELT = 'evmamba-atto_1xb16-15e_digit.py'
+_MISSPELT = 'evmamba-atto_1xb16-15e_cell.py'
 # What replaced it, and what a former run was made with.
 _FORMER = {
     ROOT / 'CHANGELOG.md': {'EVMAMBA_FUSED_BACKEND'},

@@ -11,7 +11,7 @@ from evmamba_mm.apis import build_predictor
 from ..tools.test_train_test import TOOLS, load_tool
 
 ROOT = TOOLS.parent
-CONFIG = ROOT / 'configs/demo/evmamba-atto_1xb16-15e_digits.py'
+CONFIG = ROOT / 'configs/demo/evmamba-atto_1xb16-15e_cells.py'
 
 
 @pytest.fixture

@@ -163,9 +163,9 @@ def pictures(tmp_path):
 @pytest.mark.parametrize(
     'config, package',
     [
-        ('evmamba-atto_1xb16-15e_digits', 'mmpretrain'),
-        ('mask-rcnn_evmamba-atto_fpn_1xb8-8e_digits', 'mmdet'),
-        ('upernet_evmamba-atto_1xb8-8e_digits-128x128', 'mmseg'),
+        ('evmamba-atto_1xb16-15e_cells', 'mmpretrain'),
+        ('mask-rcnn_evmamba-atto_fpn_1xb8-8e_nuclei', 'mmdet'),
+        ('upernet_evmamba-atto_1xb8-8e_nuclei-128x128', 'mmseg'),
     ],
     ids=['classification', 'detection', 'segmentation'],
 )
@@ -212,7 +212,7 @@ def test_mistake_about_a_receptive_field(
 ):
     pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
     (pictures / 'empty').mkdir()
-    config = CONFIGS / 'demo' / 'evmamba-atto_1xb16-15e_digits.py'
+    config = CONFIGS / 'demo' / 'evmamba-atto_1xb16-15e_cells.py'
     options = [option.format(pictures) for option in options]
     assert main(['erf', str(config), '-o', 'never.png', *options]) == 2
     assert message in capsys.readouterr().err

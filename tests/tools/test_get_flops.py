@@ -4,7 +4,7 @@ import pytest
 
 from .test_train_test import TOOLS, load_tool
 
-CONFIG = TOOLS.parent / 'configs/demo/evmamba-atto_1xb16-15e_digits.py'
+CONFIG = TOOLS.parent / 'configs/demo/evmamba-atto_1xb16-15e_cells.py'
 
 
 @pytest.fixture

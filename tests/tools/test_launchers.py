@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from evmamba_mm.datasets import make_digit_scenes
-
 from .test_train_test import TOOLS, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -44,10 +42,9 @@ def run(folder, *command, **extra):
 
 @pytest.fixture(scope='module')
 def folder_with_data(tmp_path_factory):
-    """A folder in which the demo's configs find a small `data/digits`."""
-    pytest.importorskip('sklearn', reason='scikit-learn is not installed')
+    """A folder in which the demo's configs find their data."""
     folder = tmp_path_factory.mktemp('mim')
-    make_digit_scenes(folder / 'data' / 'digits', num_train=8, num_val=4)
+    (folder / 'configs').symlink_to(ROOT / 'configs')
     return folder
 
 
@@ -57,19 +54,19 @@ def folder_with_data(tmp_path_factory):
         (
             'mmdet',
             'mmdet',
-            'mask-rcnn_evmamba-atto_fpn_1xb8-8e_digits.py',
+            'mask-rcnn_evmamba-atto_fpn_1xb8-8e_nuclei.py',
             'coco/segm_mAP_50:',
         ),
         (
             'mmpretrain',
             'mmpretrain',
-            'evmamba-atto_1xb16-15e_digits.py',
+            'evmamba-atto_1xb16-15e_cells.py',
             'accuracy/top1:',
         ),
         (
             'mmsegmentation',
             'mmseg',
-            'upernet_evmamba-atto_1xb8-8e_digits-128x128.py',
+            'upernet_evmamba-atto_1xb8-8e_nuclei-128x128.py',
             'mIoU:',
         ),
     ],
@@ -80,6 +77,7 @@ def test_mim_trains_our_config_with_the_hosts_tool(
 ):
     pytest.importorskip('mim', reason='openmim is not installed')
     package = pytest.importorskip(module, reason=f'{host} is not installed')
+    batch = 16 if host == 'mmpretrain' else 8
     options = [
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=1',
@@ -89,9 +87,8 @@ def test_mim_trains_our_config_with_the_hosts_tool(
         options += [
             f'{split}_dataloader.num_workers=0',
             f'{split}_dataloader.persistent_workers=False',
+            f'{split}_dataloader.dataset.indices={batch}',
         ]
-        if host == 'mmpretrain':
-            options += [f'{split}_dataloader.dataset.indices=16']
     status, output = run(
         folder_with_data,
         *(sys.executable, '-m', 'mim', 'train', host),

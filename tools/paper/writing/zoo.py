@@ -25,7 +25,8 @@ DATASETS = {
     'in1k': 'ImageNet-1k',
     'coco': 'COCO',
     'ade20k': 'ADE20K',
-    'digits': 'digits',
+    'cells': 'blood cells of BCCD_Dataset',
+    'nuclei': 'nuclei of the 2018 Data Science Bowl',
     'tin50': 'Tiny-ImageNet, every fourth class',
 }
 # The metrics of a table's columns, and the task that they measure.
