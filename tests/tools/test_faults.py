@@ -133,6 +133,31 @@ def test_process_that_stops_is_missed_after_the_timeout(toy):
     assert 'Traceback' not in output
 
 
+# A machine with a GPU, on which nothing starts CUDA.
+FORK_SAFE = """
+import sys, torch
+def refuse(*arguments):
+    raise RuntimeError('CUDA starts before the processes are forked')
+torch._C._cuda_getDeviceCount = torch._C._cuda_init = refuse
+torch.cuda._lazy_init = refuse
+torch.cuda._device_count_nvml = lambda: 1
+sys.path.insert(0, sys.argv[1])
+from faults import lab, files, trainings
+lab.import_for_all()
+assert torch.cuda.is_available()
+laboratory = lab.Laboratory('.', seed=0)
+laboratory.iterations('nowhere')
+"""
+
+
+def test_laboratory_starts_no_cuda_before_it_forks(tmp_path):
+    pytest.importorskip('mmpretrain')
+    command = (sys.executable, '-c', FORK_SAFE, TOOLS / 'misc')
+    environ = {'PYTHONPATH': str(TOOLS.parent), 'CUDA_VISIBLE_DEVICES': '0'}
+    status, output = run(tmp_path, *command, **environ)
+    assert status == 0, output
+
+
 def save(path, **content):
     meta = dict(epoch=1, iter=3, time='20260101_000000', seed=7)
     weights = dict(a=torch.ones(9))
