@@ -130,7 +130,8 @@ ROOMS = {
     'cli': Room(
         within=(
             *('cli', 'backbones', 'compat', 'hub', 'resuming'),
-            *('file_locks', 'weight_files', 'whole_files'),
+            *('data_preprocessor', 'file_locks', 'weight_files'),
+            'whole_files',
         ),
         outside=('torch', 'mmengine'),
     ),

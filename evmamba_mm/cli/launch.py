@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from ..compat import init_cpu_dist
+from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
 from . import checks
 
@@ -122,12 +123,22 @@ def set_timeout(cfg: Config) -> None:
 def run_in_lines(cfg: Config) -> Iterator[None]:
     """Ends a training or a test with a line where the cause is known.
 
-    That is a file of weights that cannot be used, a full disk, or another
-    process that is gone or does not answer.
+    That is a file of weights that cannot be used, a label that is no class, a
+    full disk, or another process that is gone or does not answer.
     """
-    with checks.errors_in_a_line((BrokenWeightsError,)):
+    with checks.errors_in_a_line((BrokenWeightsError, LabelError)):
         try:
             yield
+        except IndexError as error:
+            # Of torch's cross entropy on a CPU.
+            wrong = re.fullmatch(r'Target (-?\d+) is out of bounds.', str(error))
+            if wrong is None:
+                raise
+            raise LabelError(
+                f'a batch has the label {wrong[1]}, which is no class: set '
+                'num_classes of the head in the config to the number of '
+                'classes of the data set, or mend its labels'
+            ) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -181,6 +181,12 @@ def test_resume_finds_a_file_and_its_seed(tmp_path, package_log):
     assert 'epoch_2.pth is empty (0 bytes)' in record.getMessage()
 
 
+def test_flexible_runner_is_not_resumed(tmp_path):
+    save(tmp_path / 'epoch_1.pth')
+    with pytest.raises(ValueError, match='leave runner_type out'):
+        chosen(tmp_path, runner_type='FlexibleRunner')
+
+
 def test_resume_of_nothing_starts_from_the_beginning(tmp_path):
     cfg = chosen(tmp_path)
     assert not cfg.resume
