@@ -131,7 +131,9 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
             yield
         except IndexError as error:
             # Of torch's cross entropy on a CPU.
-            wrong = re.fullmatch(r'Target (-?\d+) is out of bounds.', str(error))
+            wrong = re.fullmatch(
+                r'Target (-?\d+) is out of bounds.', str(error)
+            )
             if wrong is None:
                 raise
             raise LabelError(
