@@ -133,7 +133,7 @@ ROOMS = {
             *('data_preprocessor', 'file_locks', 'weight_files'),
             'whole_files',
         ),
-        outside=('torch', 'mmengine'),
+        outside=('torch', 'mmengine', 'cv2'),
     ),
     'file_locks': Room(within=(), outside=()),
     'log': Room(within=(), outside=('mmengine',)),

@@ -18,7 +18,7 @@ from torch import distributed
 from ..compat import init_cpu_dist
 from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
-from . import checks
+from . import checks, samples
 
 # Until a process that waits for another one gives up.
 TIMEOUT_SECONDS = 1800
@@ -123,10 +123,15 @@ def set_timeout(cfg: Config) -> None:
 def run_in_lines(cfg: Config) -> Iterator[None]:
     """Ends a training or a test with a line where the cause is known.
 
-    That is a file of weights that cannot be used, a label that is no class, a
-    full disk, or another process that is gone or does not answer.
+    That is a file of weights or an image that cannot be used, a label that is
+    no class, a full disk, or another process that is gone or does not answer.
     """
-    with checks.errors_in_a_line((BrokenWeightsError, LabelError)):
+    with (
+        checks.errors_in_a_line(
+            (BrokenWeightsError, LabelError, samples.SampleError)
+        ),
+        samples.named(),
+    ):
         try:
             yield
         except IndexError as error:
