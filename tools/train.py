@@ -109,6 +109,7 @@ def prepare_config(args):
             use_mixed_precision(cfg)
         if args.auto_scale_lr:
             scale_learning_rate(cfg)
+        checks.check_length(cfg)
         checks.check_precision(cfg)
         checks.check_outputs(cfg)
         checks.check_data(cfg, SPLITS)

@@ -153,6 +153,22 @@ def check_precision(cfg: Config) -> None:
         )
 
 
+def check_length(cfg: Config) -> None:
+    """Refuse a training of no epoch or iteration, which would end at once.
+
+    Raises:
+        ValueError: It names the key.
+    """
+    for key in ('max_epochs', 'max_iters'):
+        value = (cfg.get('train_cfg') or {}).get(key)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value > 0):
+            raise ValueError(
+                f'train_cfg.{key} must be an integer of at least 1, got '
+                f'{value!r}'
+            )
+
+
 def check_outputs(cfg: Config) -> None:
     """Refuse outputs of the backbone that the neck reads none of.
 

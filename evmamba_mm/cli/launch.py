@@ -18,7 +18,7 @@ from torch import distributed
 from ..compat import init_cpu_dist
 from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
-from . import checks, samples
+from . import building, checks, samples
 
 # Until a process that waits for another one gives up.
 TIMEOUT_SECONDS = 1800
@@ -76,7 +76,11 @@ def build_runner(cfg: Config) -> Runner:
     set_timeout(cfg)
     with checks.errors_in_a_line():
         init_cpu_dist(cfg, cfg.launcher)
-    with checks.errors_in_a_line((WorkFolderError,)), work_folder_named(cfg):
+    with (
+        checks.errors_in_a_line((WorkFolderError,)),
+        work_folder_named(cfg),
+        building.mistakes_in_lines(),
+    ):
         if 'runner_type' in cfg:
             return RUNNERS.build(cfg)
         return Runner.from_cfg(cfg)
@@ -123,14 +127,16 @@ def set_timeout(cfg: Config) -> None:
 def run_in_lines(cfg: Config) -> Iterator[None]:
     """Ends a training or a test with a line where the cause is known.
 
-    That is a file of weights or an image that cannot be used, a label that is
-    no class, a full disk, or another process that is gone or does not answer.
+    That is a mistake in the config, a file of weights or an image that cannot
+    be used, a label that is no class, a full disk, or another process that is
+    gone or does not answer.
     """
     with (
         checks.errors_in_a_line(
             (BrokenWeightsError, LabelError, samples.SampleError)
         ),
         samples.named(),
+        building.mistakes_in_lines(),
     ):
         try:
             yield
