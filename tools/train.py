@@ -128,6 +128,7 @@ def main():
             resume.choose_checkpoint(cfg)
         runner = launch.build_runner(cfg)
         with checks.errors_in_a_line():
+            checks.check_optimizer(cfg)
             for key, checkpoint, prefix in weights.starting_weights(cfg):
                 weights.check_backbone(runner, key, checkpoint, prefix)
         if cfg.get('resume'):

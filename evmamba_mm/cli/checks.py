@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
 logger = logging.getLogger('evmamba_mm')
@@ -151,6 +152,24 @@ def check_precision(cfg: Config) -> None:
             'accelerator only, and there is none; train in fp32 with '
             '--cfg-options optim_wrapper.type=OptimWrapper'
         )
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Refuse an optimiser that no registry has, once the Runner is built.
+
+    Raises:
+        ValueError: It names the key.
+    """
+    name = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get(
+        'type'
+    )
+    with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+        if isinstance(name, str) and registry.get(name) is None:
+            near = difflib.get_close_matches(name, OPTIMIZERS.module_dict, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise ValueError(
+                f'optim_wrapper.optimizer.type: there is no {name!r}{hint}'
+            )
 
 
 def check_length(cfg: Config) -> None:

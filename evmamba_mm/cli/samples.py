@@ -46,6 +46,11 @@ def _naming_files(prepare: Callable) -> Callable:
         except Exception as error:
             info = self.get_data_info(idx)
             wrong = _wrong_file(info) or _refused_by_opencv(info, error)
+            if isinstance(error, KeyError) and error.args == ('mask',):
+                wrong = (
+                    f'img_path {info.get("img_path")}: an object in it has no '
+                    'mask ("segmentation" in the json), which this model needs'
+                )
             if wrong:
                 raise SampleError(wrong) from error
             if hasattr(error, 'add_note'):

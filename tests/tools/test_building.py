@@ -1,6 +1,7 @@
 """What a config cannot have is told in a line, with what was built."""
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS
@@ -67,3 +68,15 @@ def test_training_of_no_length(key, value):
 def test_training_of_a_length():
     checks.check_length(Config(dict(train_cfg=dict(max_epochs=3))))
     checks.check_length(Config(dict(model=dict())))
+
+
+@pytest.mark.parametrize('name', ['Adamm', 'NoSuch'])
+def test_unknown_optimiser(name):
+    config = dict(optim_wrapper=dict(optimizer=dict(type=name)))
+    with pytest.raises(ValueError, match=f'optimizer.type: .* {name!r}'):
+        checks.check_optimizer(Config(config))
+    for legal in (dict(type='AdamW'), dict(type=torch.optim.SGD), None):
+        checks.check_optimizer(
+            Config(dict(optim_wrapper=dict(optimizer=legal)))
+        )
+    checks.check_optimizer(Config(dict()))

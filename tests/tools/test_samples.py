@@ -58,6 +58,15 @@ def test_slender_image_that_opencv_refuses(good):
             data_set(shrink, good)[0]
 
 
+def test_object_without_a_mask(good):
+    def load_masks(info):
+        return dict(bbox=[0, 0, 1, 1])['mask']
+
+    with pytest.raises(samples.SampleError, match='good.png: .* has no mask'):
+        with samples.named():
+            data_set(load_masks, good)[0]
+
+
 def test_error_of_the_pipeline_itself_is_kept(good):
     def wrong(info):
         raise KeyError('no such key')
