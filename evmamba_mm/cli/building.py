@@ -7,12 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.registry import build_functions
+from torch import distributed
 
 from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
 from .samples import SampleError
 
-MISTAKES = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
+MISTAKES = (
+    *(AssertionError, AttributeError, KeyError, TypeError, ValueError),
+    RuntimeError,
+)
 # These have a line of their own.
 KNOWN = (BrokenWeightsError, LabelError, SampleError)
 LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
@@ -39,7 +43,10 @@ def mistakes_in_lines() -> Iterator[None]:
         yield
     except MISTAKES as error:
         config = _last_built(error)
-        if isinstance(error, KNOWN) or config is None or _of_user(error):
+        # Several processes wait for one another while they build.
+        lost = isinstance(error, RuntimeError) and distributed.is_initialized()
+        known = isinstance(error, KNOWN) or lost
+        if known or config is None or _of_user(error):
             raise
         said = error.args[0] if error.args else ''
         said = ' '.join(str(said).split()) or type(error).__name__

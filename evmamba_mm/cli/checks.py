@@ -309,11 +309,19 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         )
 
 
+class MissingFileError(FileNotFoundError):
+    """A file of a data set that is not there; the message is one line."""
+
+
 @contextlib.contextmanager
 def missing_images_explained(
     cfg: Config, splits: Sequence[str]
 ) -> Iterator[None]:
-    """Adds the key of the folder to the error about one file in it."""
+    """Adds the key of the folder to the error about one file in it.
+
+    Raises:
+        MissingFileError: In place of the system's error.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -321,7 +329,7 @@ def missing_images_explained(
         message = found and explain_missing(cfg, splits, found[-1])
         if not message:
             raise
-        raise FileNotFoundError(message) from error
+        raise MissingFileError(message) from error
 
 
 def explain_missing(

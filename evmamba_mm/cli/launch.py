@@ -27,6 +27,11 @@ LOST = (
     r'Timed out|timeout|Connection (closed|reset)|Broken pipe|'
     r'remote process exited|[Cc]onnection was likely closed'
 )
+# What losses on a CPU say about a label that is no class.
+WRONG_LABEL = (
+    r'Target (-?\d+) is out of bounds\.|'
+    r'Class Index must be less than number of classes'
+)
 # What the system says about a folder that nothing can be written to.
 UNUSABLE = (
     *(errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM),
@@ -133,24 +138,24 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
     """
     with (
         checks.errors_in_a_line(
-            (BrokenWeightsError, LabelError, samples.SampleError)
+            (
+                *(BrokenWeightsError, LabelError),
+                *(checks.MissingFileError, samples.SampleError),
+            )
         ),
         samples.named(),
         building.mistakes_in_lines(),
     ):
         try:
             yield
-        except IndexError as error:
-            # Of torch's cross entropy on a CPU.
-            wrong = re.fullmatch(
-                r'Target (-?\d+) is out of bounds.', str(error)
-            )
+        except (AssertionError, IndexError) as error:
+            wrong = re.fullmatch(WRONG_LABEL, str(error))
             if wrong is None:
                 raise
             raise LabelError(
-                f'a batch has the label {wrong[1]}, which is no class: set '
-                'num_classes of the head in the config to the number of '
-                'classes of the data set, or mend its labels'
+                f'a batch has the label {wrong[1] or "(not named)"}, which is '
+                'no class: set num_classes of the head in the config to the '
+                'number of classes of the data set, or mend its labels'
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -7,7 +7,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
-from evmamba_mm.cli import building, checks
+from evmamba_mm.cli import building, checks, launch
 
 
 def said(registry, config):
@@ -80,3 +80,40 @@ def test_unknown_optimiser(name):
             Config(dict(optim_wrapper=dict(optimizer=legal)))
         )
     checks.check_optimizer(Config(dict()))
+
+
+@pytest.mark.parametrize(
+    ('error', 'label'),
+    [
+        (IndexError('Target 12 is out of bounds.'), '12'),
+        (
+            AssertionError('Class Index must be less than number of classes'),
+            '(not named)',
+        ),
+    ],
+)
+def test_label_that_a_loss_refuses(error, label):
+    with pytest.raises(SystemExit) as stopped:
+        with launch.run_in_lines(Config(dict(work_dir='none'))):
+            raise error
+    assert stopped.value.code.startswith(
+        f'error: a batch has the label {label}, which is no class: '
+    )
+
+
+def test_missing_file_is_a_line(tmp_path):
+    inner = dict(data_root=str(tmp_path), data_prefix='images')
+    cfg = Config(
+        dict(train_dataloader=dict(dataset=inner), train_cfg={}, work_dir='w')
+    )
+    with pytest.raises(SystemExit) as stopped:
+        with launch.run_in_lines(cfg):
+            with checks.missing_images_explained(cfg, ['train']):
+                open(tmp_path / 'images' / 'a.png')
+    assert 'dataset.data_prefix=FOLDER' in stopped.value.code
+
+
+def test_other_errors_of_a_training_are_left_alone():
+    with pytest.raises(AssertionError, match='of my own'):
+        with launch.run_in_lines(Config(dict(work_dir='none'))):
+            raise AssertionError('of my own')
