@@ -146,6 +146,8 @@ if __name__ == '__main__':
         # mmengine's formatter of configs makes a SyntaxError of Ctrl-C.
         if KeyboardInterrupt not in (type(error), type(error.__context__)):
             raise
+        # Objects of libraries that were half made complain when they go.
+        sys.unraisablehook = lambda unraisable: None
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print(
                 'interrupted; --resume goes on from the last checkpoint',

@@ -67,6 +67,37 @@ def test_second_training_is_refused_and_ctrl_c_is_a_line(toy):
     assert not (toy / 'work_shared' / 'training.lock').exists()
 
 
+HALF = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+class HalfMade:
+    def __del__(self):
+        raise AttributeError('not made to its end')
+
+@HOOKS.register_module()
+class Interrupt(Hook):
+    def after_train_iter(self, runner, batch_idx, **more):
+        made = HalfMade()
+        raise KeyboardInterrupt
+"""
+
+
+def test_ctrl_c_while_a_library_makes_an_object(toy):
+    (toy / 'half.py').write_text(HALF)
+    (toy / 'interrupted.py').write_text(
+        "_base_ = 'toy.py'\n"
+        "custom_imports = dict(imports=['evmamba_mm', 'half'])\n"
+        "custom_hooks = [dict(type='Interrupt')]\n"
+    )
+    status, output = run(
+        *(toy, sys.executable, TOOLS / 'train.py', 'interrupted.py'),
+        PYTHONPATH=f'{toy}:{environment().get("PYTHONPATH", "")}',
+    )
+    assert status == 130, output
+    assert output.splitlines()[-1].startswith('interrupted; --resume goes on')
+
+
 def test_lock_of_a_killed_training_is_taken_over(tmp_path, package_log):
     (tmp_path / 'training.lock').write_text('process 1 on host\n')
     with lock.work_folder(tmp_path, 'none'):
