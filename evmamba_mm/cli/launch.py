@@ -32,6 +32,7 @@ WRONG_LABEL = (
     r'Target (-?\d+) is out of bounds\.|'
     r'Class Index must be less than number of classes'
 )
+WORKER_ENDED = r'DataLoader worker \(pid .*\) is killed by signal: Terminated'
 # What the system says about a folder that nothing can be written to.
 UNUSABLE = (
     *(errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM),
@@ -165,6 +166,9 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
                 'what was saved before is whole'
             )
         except RuntimeError as error:
+            if re.match(WORKER_ENDED, str(error)):
+                # torchrun ends the workers too, where a process was lost.
+                sys.exit(f'error: {" ".join(str(error).split())}')
             if not (
                 distributed.is_initialized() and tells_of_loss(str(error))
             ):

@@ -101,6 +101,13 @@ def test_label_that_a_loss_refuses(error, label):
     )
 
 
+def test_worker_that_was_ended_is_a_line():
+    said = 'DataLoader worker (pid 7) is killed by signal: Terminated. '
+    with pytest.raises(SystemExit, match='error: DataLoader worker .pid 7'):
+        with launch.run_in_lines(Config(dict(work_dir='none'))):
+            raise RuntimeError(said)
+
+
 def test_missing_file_is_a_line(tmp_path):
     inner = dict(data_root=str(tmp_path), data_prefix='images')
     cfg = Config(
