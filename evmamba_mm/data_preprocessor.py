@@ -3,7 +3,8 @@
 Shape letters: B images of a batch, C channels, H W size, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,42 @@ from mmengine.registry import MODELS, TRANSFORMS
 from torch import Tensor
 
 from .arguments import checked
+
+
+class LabelError(ValueError):
+    """A label that is no class of the model; the message is one line."""
+
+
+def check_labels(least: int, most: int, num_classes: int) -> None:
+    """Refuse labels outside of 0 ... K - 1, on which a loss fails.
+
+    Raises:
+        LabelError: It names one, and the keys of the config.
+    """
+    if least < 0 or most >= num_classes:
+        raise LabelError(
+            f'a batch has the label {least if least < 0 else most}, and '
+            f'num_classes={num_classes} allows 0 to {num_classes - 1}: set '
+            'model.head.num_classes and model.data_preprocessor.num_classes '
+            'to the number of classes of the data set, or mend its labels'
+        )
+
+
+def _transform(index: int, config: Mapping[str, Any]) -> Callable:
+    name = f'image_augments[{index}]={config!r}'
+    try:
+        transform = TRANSFORMS.build(config)
+    except (TypeError, AssertionError, KeyError) as error:
+        raise ValueError(f'{name} cannot be built: {error}') from None
+    try:
+        inspect.signature(transform).bind(None, None)
+    except TypeError:
+        raise ValueError(
+            f'{name} changes one image, not a batch: put it into the '
+            "pipeline of the data set, or take this package's Batch..., such "
+            'as BatchRandomFlip'
+        ) from None
+    return transform
 
 
 def _batch_augments(config: Mapping[str, Any] | None):
@@ -53,9 +90,10 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             from torch's generator and the rank of the process.
 
     Raises:
-        ValueError: If one of mean and std is given alone, a label is not
-            below num_classes, the images of a batch differ in their sizes, or
-            images to be augmented are not (B, 3, H, W) in uint8.
+        ValueError: If one of mean and std is given alone, a transform is not
+            one of batches, a label is no class (a LabelError), the images of
+            a batch differ in their sizes, or images to be augmented are not
+            (B, 3, H, W) in uint8.
     """
 
     @checked
@@ -78,7 +116,8 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         self.num_classes = num_classes
         self.batch_augments = _batch_augments(batch_augments)
         self.image_augments = [
-            TRANSFORMS.build(each) for each in image_augments or ()
+            _transform(index, each)
+            for index, each in enumerate(image_augments or ())
         ]
         self.to_onehot = to_onehot or self.batch_augments is not None
         if self.to_onehot and num_classes is None:
@@ -102,6 +141,9 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         """
         images = self._images(data['inputs'], training)
         if 'gt_label' in data:
+            # Of images on the GPU the data set knows it without a wait.
+            limits = getattr(data, 'label_limits', None)
+            self._check_labels(data['gt_label'], limits)
             samples, targets = self._labelled(data['gt_label'])
             return self._mixed(images, samples, *targets, training)
         samples = data.get('data_samples')
@@ -136,24 +178,10 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
                 sample.set_field(score, 'gt_score', dtype=Tensor)
         return dict(inputs=images, data_samples=samples)
 
-    def _check_labels(self, label: Tensor) -> None:
-        # On a GPU it would be a wait; the loader's labels are on the CPU.
-        if self.num_classes is None or label.is_cuda or not label.numel():
-            return
-        largest = int(label.max())
-        if largest >= self.num_classes:
-            raise ValueError(
-                f'a label is {largest}, and data_preprocessor.num_classes is '
-                f'{self.num_classes}: labels count from 0. Set '
-                'data_preprocessor.num_classes and model.head.num_classes to '
-                'the number of classes of your data'
-            )
-
     def _labelled(self, label: Tensor) -> tuple[list[Any], tuple]:
         """Samples of a batch that has labels (B,) alone, and the targets."""
         from mmpretrain.structures import DataSample
 
-        self._check_labels(label)
         samples = [DataSample() for _ in range(len(label))]
         label, counts = self.cast_data(label), [1] * len(samples)
         scores = self._scores(label, counts) if self.to_onehot else None
@@ -167,15 +195,26 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         if 'gt_label' in samples[0]:
             labels = [sample.gt_label for sample in samples]
             counts = [len(each) for each in labels]
-            joined = torch.cat(labels)
-            self._check_labels(joined)
-            label = self.cast_data(joined)
+            label = torch.cat(labels)
+            self._check_labels(label)
+            label = self.cast_data(label)
         if 'gt_score' in samples[0]:
             stacked = torch.stack([sample.gt_score for sample in samples])
             scores = self.cast_data(stacked)
         elif self.to_onehot and label is not None:
             scores = self._scores(label, counts)
         return label, scores, counts
+
+    def _check_labels(
+        self, label: Tensor, limits: tuple[int, int] | None = None
+    ) -> None:
+        """Look at the least and the largest, before they are on the GPU."""
+        if self.num_classes is None or not label.numel():
+            return
+        if limits is None and not label.is_cuda:
+            limits = int(label.min()), int(label.max())
+        if limits is not None:
+            check_labels(*limits, self.num_classes)
 
     def _images(
         self, images: Tensor | Sequence[Tensor], training: bool

@@ -39,7 +39,7 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path | None, list[str]]:
         BrokenWeightsError: If something was saved, and nothing of it loads.
     """
     folder = Path(folder)
-    named = _named_by_pointer(folder)
+    named = named_by_pointer(folder)
     waiting = _by_time(_candidates(folder, named))
     broken: dict[Path, str] = {}
     for path in waiting:
@@ -82,7 +82,8 @@ def missing_for_resume(checkpoint: Mapping[str, Any]) -> list[str]:
     return missing
 
 
-def _named_by_pointer(folder: Path) -> Path | None:
+def named_by_pointer(folder: Path) -> Path | None:
+    """Return what the `last_checkpoint` of a folder names, if it can be."""
     try:
         text = (folder / POINTER).read_text(encoding='utf-8').strip()
     except (OSError, UnicodeDecodeError):

@@ -69,3 +69,20 @@ def exact_convolutions():
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    """A device whose graphs are made up, and a GPU."""
+    if request.param == 'made-up':
+        make_up_graphs(monkeypatch)
+        yield torch.device('cpu')
+        return
+    with exact_convolutions():
+        yield torch.device(request.param, 0)
+
+
+@pytest.fixture
+def replays(device, monkeypatch):
+    """The replays of a test."""
+    return count_replays(monkeypatch)

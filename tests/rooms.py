@@ -129,9 +129,10 @@ ROOMS = {
     'cli': Room(
         within=(
             *('cli', 'backbones', 'compat', 'hub', 'resuming'),
-            *('file_locks', 'weight_files', 'whole_files'),
+            *('data_preprocessor', 'file_locks', 'weight_files'),
+            'whole_files',
         ),
-        outside=('torch', 'mmengine'),
+        outside=('torch', 'mmengine', 'cv2'),
     ),
     'file_locks': Room(within=(), outside=()),
     'log': Room(within=(), outside=('mmengine',)),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from evmamba_mm import BatchDataPreprocessor
+from evmamba_mm.data.cached import StackedBatch
 
 MEAN, STD = [10.0, 20.0, 30.0], [2.0, 3.0, 4.0]
 AUGMENTS = dict(
@@ -174,6 +175,52 @@ def test_images_without_labels(hosts):
     done = ours(dict(inputs=images))
     assert done['data_samples'] is None
     assert done['inputs'].dtype == torch.float32
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('together', [True, False])
+@pytest.mark.parametrize('label', [-1, 5, 255])
+def test_label_that_is_no_class(hosts, label, together, training):
+    _, DataSample = hosts
+    data = batch(DataSample, [0, 4, label])
+    if together:
+        data = dict(
+            inputs=data['inputs'], gt_label=torch.tensor([0, 4, label])
+        )
+    ours = BatchDataPreprocessor(num_classes=5)
+    with pytest.raises(
+        ValueError,
+        match=f'label {label}, and num_classes=5 .*'
+        'model.head.num_classes and model.data_preprocessor.num_classes',
+    ):
+        ours(data, training)
+
+
+def test_labels_of_a_data_set_in_memory_are_known(hosts):
+    data = StackedBatch(
+        inputs=torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+        gt_label=torch.zeros(1, dtype=torch.long, device='cpu'),
+    )
+    data.label_limits = 0, 7
+    BatchDataPreprocessor(num_classes=8)(data)
+    with pytest.raises(ValueError, match='label 7, and num_classes=7'):
+        BatchDataPreprocessor(num_classes=7)(data)
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        (dict(type='RandomFlip', prob=0.5), 'changes one image, not a batch'),
+        (dict(type='BatchRandomFlip', probability=1), 'cannot be built'),
+        (dict(type='NoSuchTransform'), 'cannot be built'),
+    ],
+)
+def test_transform_that_is_none_of_batches(hosts, config, message):
+    from mmpretrain.utils import register_all_modules
+
+    register_all_modules()
+    with pytest.raises(ValueError, match=r'image_augments\[1\].*' + message):
+        BatchDataPreprocessor(image_augments=[*FLIP, config])
 
 
 def test_mistakes_are_named():

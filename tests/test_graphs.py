@@ -14,27 +14,9 @@ from evmamba_mm.graphs import (
     training,
 )
 
-from .graph_fixtures import (
-    DEVICES,
-    count_replays,
-    exact_convolutions,
-    make_up_graphs,
-)
+from . import graph_fixtures
 
-
-@pytest.fixture(params=DEVICES)
-def device(request, monkeypatch):
-    if request.param == 'made-up':
-        make_up_graphs(monkeypatch)
-        yield torch.device('cpu')
-        return
-    with exact_convolutions():
-        yield torch.device(request.param, 0)
-
-
-@pytest.fixture
-def replays(device, monkeypatch):
-    return count_replays(monkeypatch)
+device, replays = graph_fixtures.device, graph_fixtures.replays
 
 
 @pytest.fixture

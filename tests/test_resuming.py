@@ -1,5 +1,6 @@
 """Which checkpoint a training goes on from."""
 
+import importlib
 import shutil
 
 import pytest
@@ -119,3 +120,22 @@ def test_mere_weights_of_a_training_are_not_passed_over(tmp_path, pointer):
         file.write_text(str(tmp_path / 'epoch_9.pth'))
     with pytest.raises(BrokenWeightsError, match='nothing but epoch_9.pth, '):
         newest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'module',
+    [
+        'mmengine.runner',
+        'mmengine.runner.runner',
+        'mmengine.runner._flexible_runner',
+    ],
+)
+def test_every_runner_searches_so(module, work, package_log):
+    search = importlib.import_module(module).find_latest_checkpoint
+    (work / 'epoch_10.pth').write_bytes(b'')
+    assert search(str(work)) == str(work / 'epoch_2.pth')
+    assert 'epoch_10.pth is empty' in package_log.text
+    (work / 'last_checkpoint').write_text(str(work))
+    if module != 'mmengine.runner.runner':
+        # In the format of a strategy a checkpoint is a folder.
+        assert search(str(work)) == str(work)

@@ -268,5 +268,7 @@ if __name__ == '__main__':
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        # Objects of libraries that were half made complain when they go.
+        sys.unraisablehook = lambda unraisable: None
         print('interrupted', file=sys.stderr)
         sys.exit(130)

@@ -143,6 +143,8 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
+        # Objects of libraries that were half made complain when they go.
+        sys.unraisablehook = lambda unraisable: None
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print('interrupted', file=sys.stderr)
         sys.exit(130)

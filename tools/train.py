@@ -109,6 +109,7 @@ def prepare_config(args):
             use_mixed_precision(cfg)
         if args.auto_scale_lr:
             scale_learning_rate(cfg)
+        checks.check_length(cfg)
         checks.check_precision(cfg)
         checks.check_outputs(cfg)
         checks.check_classes(cfg)
@@ -128,6 +129,7 @@ def main():
             resume.choose_checkpoint(cfg)
         runner = launch.build_runner(cfg)
         with checks.errors_in_a_line():
+            checks.check_optimizer(cfg)
             for key, checkpoint, prefix in weights.starting_weights(cfg):
                 weights.check_backbone(runner, key, checkpoint, prefix)
         if cfg.get('resume'):
@@ -145,6 +147,8 @@ if __name__ == '__main__':
         # mmengine's formatter of configs makes a SyntaxError of Ctrl-C.
         if KeyboardInterrupt not in (type(error), type(error.__context__)):
             raise
+        # Objects of libraries that were half made complain when they go.
+        sys.unraisablehook = lambda unraisable: None
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print(
                 'interrupted; --resume goes on from the last checkpoint',

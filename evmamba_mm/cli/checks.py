@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
 logger = logging.getLogger('evmamba_mm')
@@ -151,6 +152,40 @@ def check_precision(cfg: Config) -> None:
             'accelerator only, and there is none; train in fp32 with '
             '--cfg-options optim_wrapper.type=OptimWrapper'
         )
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Refuse an optimiser that no registry has, once the Runner is built.
+
+    Raises:
+        ValueError: It names the key.
+    """
+    name = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get(
+        'type'
+    )
+    with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+        if isinstance(name, str) and registry.get(name) is None:
+            near = difflib.get_close_matches(name, OPTIMIZERS.module_dict, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise ValueError(
+                f'optim_wrapper.optimizer.type: there is no {name!r}{hint}'
+            )
+
+
+def check_length(cfg: Config) -> None:
+    """Refuse a training of no epoch or iteration, which would end at once.
+
+    Raises:
+        ValueError: It names the key.
+    """
+    for key in ('max_epochs', 'max_iters'):
+        value = (cfg.get('train_cfg') or {}).get(key)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value > 0):
+            raise ValueError(
+                f'train_cfg.{key} must be an integer of at least 1, got '
+                f'{value!r}'
+            )
 
 
 def check_outputs(cfg: Config) -> None:
@@ -307,11 +342,19 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         )
 
 
+class MissingFileError(FileNotFoundError):
+    """A file of a data set that is not there; the message is one line."""
+
+
 @contextlib.contextmanager
 def missing_images_explained(
     cfg: Config, splits: Sequence[str]
 ) -> Iterator[None]:
-    """Adds the key of the folder to the error about one file in it."""
+    """Adds the key of the folder to the error about one file in it.
+
+    Raises:
+        MissingFileError: In place of the system's error.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -319,7 +362,7 @@ def missing_images_explained(
         message = found and explain_missing(cfg, splits, found[-1])
         if not message:
             raise
-        raise FileNotFoundError(message) from error
+        raise MissingFileError(message) from error
 
 
 def explain_missing(

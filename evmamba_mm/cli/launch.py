@@ -16,8 +16,9 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from ..compat import init_cpu_dist
+from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
-from . import checks
+from . import building, checks, samples
 
 # Until a process that waits for another one gives up.
 TIMEOUT_SECONDS = 1800
@@ -26,6 +27,12 @@ LOST = (
     r'Timed out|timeout|Connection (closed|reset)|Broken pipe|'
     r'remote process exited|[Cc]onnection was likely closed'
 )
+# What losses on a CPU say about a label that is no class.
+WRONG_LABEL = (
+    r'Target (-?\d+) is out of bounds\.|'
+    r'Class Index must be less than number of classes'
+)
+WORKER_ENDED = r'DataLoader worker \(pid .*\) is killed by signal: Terminated'
 # What the system says about a folder that nothing can be written to.
 UNUSABLE = (
     *(errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM),
@@ -75,7 +82,11 @@ def build_runner(cfg: Config) -> Runner:
     set_timeout(cfg)
     with checks.errors_in_a_line():
         init_cpu_dist(cfg, cfg.launcher)
-    with checks.errors_in_a_line((WorkFolderError,)), work_folder_named(cfg):
+    with (
+        checks.errors_in_a_line((WorkFolderError,)),
+        work_folder_named(cfg),
+        building.mistakes_in_lines(),
+    ):
         if 'runner_type' in cfg:
             return RUNNERS.build(cfg)
         return Runner.from_cfg(cfg)
@@ -122,12 +133,31 @@ def set_timeout(cfg: Config) -> None:
 def run_in_lines(cfg: Config) -> Iterator[None]:
     """Ends a training or a test with a line where the cause is known.
 
-    That is a file of weights that cannot be used, a full disk, or another
-    process that is gone or does not answer.
+    That is a mistake in the config, a file of weights or an image that cannot
+    be used, a label that is no class, a full disk, or another process that is
+    gone or does not answer.
     """
-    with checks.errors_in_a_line((BrokenWeightsError,)):
+    with (
+        checks.errors_in_a_line(
+            (
+                *(BrokenWeightsError, LabelError),
+                *(checks.MissingFileError, samples.SampleError),
+            )
+        ),
+        samples.named(),
+        building.mistakes_in_lines(),
+    ):
         try:
             yield
+        except (AssertionError, IndexError) as error:
+            wrong = re.fullmatch(WRONG_LABEL, str(error))
+            if wrong is None:
+                raise
+            raise LabelError(
+                f'a batch has the label {wrong[1] or "(not named)"}, which is '
+                'no class: set num_classes of the head in the config to the '
+                'number of classes of the data set, or mend its labels'
+            ) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -136,6 +166,9 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
                 'what was saved before is whole'
             )
         except RuntimeError as error:
+            if re.match(WORKER_ENDED, str(error)):
+                # torchrun ends the workers too, where a process was lost.
+                sys.exit(f'error: {" ".join(str(error).split())}')
             if not (
                 distributed.is_initialized() and tells_of_loss(str(error))
             ):

@@ -19,11 +19,20 @@ def choose_checkpoint(cfg: Config) -> None:
     without a seed gets the checkpoint's, so that data come in its order.
 
     Raises:
+        ValueError: If the FlexibleRunner is asked for.
         FileNotFoundError: If `load_from` names no file.
         BrokenWeightsError: If it, or each that was found, does not load.
     """
     if not cfg.get('resume'):
         return
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        raise ValueError(
+            'the FlexibleRunner cannot be resumed safely: with a best '
+            'checkpoint it counts an epoch too many, it does not write files '
+            'whole, and it leaves weights that a file lacks at random. Train '
+            'with the Runner: leave runner_type out, and start a new training '
+            'from the weights by load_from'
+        )
     given = cfg.get('load_from')
     if given and '://' in given:
         return

@@ -7,6 +7,7 @@ calls `init_cpu_dist` itself.
 
 from . import (
     checkpoint_files,
+    ema_weights,
     latest_checkpoint,
     mmcv_ops,
     mmpretrain_multimodal,
@@ -34,3 +35,4 @@ def apply() -> None:
     resumed_config.apply()
     checkpoint_files.apply()
     latest_checkpoint.apply()
+    ema_weights.apply()

@@ -4,21 +4,18 @@ Breaks: `_base_ = 'mmdet::...'` and `get_installed_path`, with "No module named
 'pkg_resources'".
 Why: mmengine 0.10 finds packages by `pkg_resources`, which setuptools 82
 removed.
-Fix: a finder at the end of `sys.meta_path` provides a module with the lookup
-of a distribution alone, by `importlib.metadata`. A real one takes precedence.
+Fix: a module with the lookup of a distribution alone, by
+`importlib.metadata`, stands in for it. A real one takes precedence.
 openmim asks for more of it before this package is imported: the extra `mim`
 keeps setuptools below 82.
 Remove when mmengine asks `importlib.metadata`.
 """
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
 from types import ModuleType
+
+from .stand_in import stand_in
 
 NAME = 'pkg_resources'
 
@@ -72,28 +69,11 @@ def get_distribution(name: str) -> Distribution:
 
 
 def apply() -> None:
-    """Registers the finder, once."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+    """Registers the module, once."""
+    stand_in(NAME, _fill)
 
 
-class _Finder(MetaPathFinder):
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None = None,
-        target: ModuleType | None = None,
-    ) -> ModuleSpec | None:
-        if fullname != NAME:
-            return None
-        return spec_from_loader(fullname, _Loader())
-
-
-class _Loader(Loader):
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__doc__ = __doc__
-        module.get_distribution = get_distribution
-        module.DistributionNotFound = DistributionNotFound
+def _fill(module: ModuleType) -> None:
+    module.__doc__ = __doc__
+    module.get_distribution = get_distribution
+    module.DistributionNotFound = DistributionNotFound

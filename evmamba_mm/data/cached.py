@@ -39,7 +39,14 @@ def _check_shapes(images: Sequence[Tensor], remedy: str) -> None:
 
 
 class StackedBatch(dict):
-    """A batch that says what it lacks."""
+    """A batch that says what it lacks.
+
+    Attributes:
+        label_limits: The least and the largest label of the data set, where
+            they are known.
+    """
+
+    label_limits: tuple[int, int] | None = None
 
     def __missing__(self, key: Any) -> None:
         # 0 is what mmengine's default collate_fn asks for.
@@ -128,6 +135,7 @@ class CachedDataset:
         self.device = device
         self.images: Tensor | None = None
         self.labels: Tensor | None = None
+        self.label_limits: tuple[int, int] | None = None
         if not lazy_init:
             self.full_init()
 
@@ -150,7 +158,9 @@ class CachedDataset:
             "scale=(64, 64), backend='pillow', interpolation='bicubic')",
         )
         device = self.device or get_device()
-        self.labels = torch.cat(labels).to(device)
+        labels = torch.cat(labels)
+        self.label_limits = int(labels.min()), int(labels.max())
+        self.labels = labels.to(device)
         self.images = torch.stack(images).to(device)
 
     def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -196,6 +206,8 @@ class CachedDataset:
         if self.images.is_cuda:
             index = index.pin_memory()
         index = index.to(self.images.device, non_blocking=True)
-        return StackedBatch(
+        batch = StackedBatch(
             inputs=self.images[index], gt_label=self.labels[index]
         )
+        batch.label_limits = self.label_limits
+        return batch

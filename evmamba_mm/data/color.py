@@ -124,8 +124,11 @@ def contrast(images: Tensor, magnitudes: Tensor) -> Tensor:
 def sharpness(images: Tensor, magnitudes: Tensor) -> Tensor:
     """Blends with the image smoothed over 3x3 pixels."""
     factor = 1 + _each(magnitudes, 4).float()
-    # The borders are mirrored: dcb|abcd.
-    around = F.pad(images.float(), (1, 1, 1, 1), mode='reflect')
+    # The borders are mirrored: dcb|abcd, and a lone row or column repeated.
+    around = images.float()
+    for sides, axis in (((1, 1, 0, 0), 3), ((0, 0, 1, 1), 2)):
+        mode = 'reflect' if images.shape[axis] > 1 else 'replicate'
+        around = F.pad(around, sides, mode=mode)
     sums = (9 * F.avg_pool2d(around, 3, stride=1)).round_()
     sums += 4 * images.int()
     smooth = (sums / 13).round_()

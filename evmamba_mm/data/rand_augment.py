@@ -153,6 +153,10 @@ class BatchRandAugment:
     operation are changed together, as are all that are warped, and all whose
     values a table changes.
 
+    A number as `pad_val` fills all three channels, also of Rotate, as
+    mmpretrain's page of Rotate says; there OpenCV fills the first alone, and
+    the others with 0.
+
     Args:
         policies: Name of a set, or a dict for each operation.
         num_policies: S.

@@ -16,18 +16,11 @@ from ..ops.scan.geometry import (
     CrossDirections,
     Geometry,
 )
+from ..ops.scan.map_scan import by_sequence
 from .program import TRACING
 from .scans import scan_in_chunks, scan_written_out, softplus
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def _by_sequence(geometry: Geometry, x: Tensor) -> Tensor:
-    """(K, ...) to (G, ...)."""
-    if geometry.parameter_sets == tuple(range(geometry.sets)):
-        return x
-    sets = x.unbind(0)
-    return torch.stack([sets[k] for k in geometry.parameter_sets])
 
 
 def _read(geometry: Geometry, x: Tensor) -> Tensor:
@@ -56,41 +49,28 @@ def _write(geometry: Geometry, y: Tensor, height: int, width: int) -> Tensor:
 
 
 def _scan_map(
-    scan: Scan,
-    geometry: Geometry,
-    x: Tensor,
-    x_proj_weight: Tensor,
-    dt_projs_weight: Tensor,
-    dt_projs_bias: Tensor,
-    A_logs: Tensor,
-    Ds: Tensor,
+    scan: Scan, geometry: Geometry, x: Tensor, *parameters: Tensor
 ) -> Tensor:
     """Scan a feature map (B, H, W, D); parameters as of ``es2d_scan``."""
     batch, height, width, channels = x.shape
-    groups, rank, states = (
-        geometry.sequences,
-        dt_projs_weight.shape[2],
-        A_logs.shape[1],
-    )
+    x_proj, dt_projs, bias, A_logs, Ds = by_sequence(geometry, parameters)
+    groups, rank, states = len(x_proj), dt_projs.shape[2], A_logs.shape[1]
     u = _read(geometry, x)
-    rows = u.reshape(groups, -1, channels)
-    projected = rows @ _by_sequence(geometry, x_proj_weight).mT
+    projected = u.reshape(groups, -1, channels) @ x_proj.mT
     dt, B, C = projected.split([rank, states, states], -1)
-    delta = dt @ _by_sequence(geometry, dt_projs_weight).mT
-    bias = _by_sequence(geometry, dt_projs_bias)[:, None]
+    delta = dt @ dt_projs.mT + bias[:, None]
 
     def by_image(x: Tensor) -> Tensor:
         return x.reshape(groups, batch, -1, x.shape[-1])
 
-    A = -A_logs.exp().reshape(-1, channels, states)
     y = scan(
         u,
-        by_image(softplus(delta + bias)),
-        _by_sequence(geometry, A).mT,
+        by_image(softplus(delta)),
+        -A_logs.exp().reshape(groups, channels, states).mT,
         by_image(B),
         by_image(C),
     )
-    D = _by_sequence(geometry, Ds.reshape(-1, 1, 1, channels))
+    D = Ds.reshape(groups, 1, 1, channels)
     return _write(geometry, y + D * u, height, width)
 
 

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 
 from evmamba_mm import BatchRandAugment
-from evmamba_mm.data.rand_augment import Draw
+from evmamba_mm.data.rand_augment import WARPS, Draw
 
 from .conftest import to_batch, to_pictures
 
@@ -165,3 +165,34 @@ def test_fixed_magnitudes(pictures, monkeypatch):
     ours = BatchRandAugment([dict(type='Posterize', bits=3, prob=1.0)], 1, 9)
     found = ours(to_batch(pictures), np.random.default_rng(0))
     assert torch.equal(found, to_batch(pictures) >> 5 << 5)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (9, 1), (1, 2)])
+@pytest.mark.parametrize('index', range(15), ids=NAMES)
+def test_images_of_a_lone_row_or_column(index, size, monkeypatch):
+    stock, ours = list(stock_settings()), BatchRandAugment(**SETTINGS)
+    random = np.random.default_rng(0)
+    pictures = random.integers(256, size=(2, *size, 3), dtype=np.uint8)
+    for magnitude in magnitudes_of(stock[index]):
+        expected = run_stock(stock[index], pictures, magnitude, monkeypatch)
+        every = np.ones((1, len(pictures)))
+        draw = Draw(every.astype(int) * index, every * magnitude)
+        found = to_pictures(ours.apply(to_batch(pictures), draw))
+        difference = np.abs(found.astype(int) - expected)
+        # OpenCV rounds positions to 1/32 of a pixel, from black to white.
+        warped = SETTINGS.policies[index]['type'] in WARPS
+        assert difference.max() <= (24 if warped else 1), magnitude
+
+
+def test_a_number_fills_every_channel(pictures, monkeypatch):
+    from mmpretrain.datasets.transforms import Rotate
+
+    rotate = dict(angle=30.0, prob=1.0, random_negative_prob=0.0)
+    policy = dict(type='Rotate', pad_val=128, **rotate)
+    found = BatchRandAugment([policy], 1, 9)(
+        to_batch(pictures), np.random.default_rng(0)
+    )
+    assert to_pictures(found)[:, 0, 0].tolist() == [[128] * 3] * len(pictures)
+    stock = Rotate(pad_val=128, **rotate)
+    corner = stock(dict(img=pictures[0].copy()))['img'][0, 0]
+    assert corner.tolist() == [128, 0, 0]

@@ -48,9 +48,12 @@ def pixels(width: int, height: int, mode: str = 'RGB') -> Image.Image:
     return Image.fromarray(noise, mode if mode != 'P' else 'L').convert(mode)
 
 
-def saved(image: Image.Image, kind: str) -> bytes:
+def saved(
+    image: Image.Image, kind: str, transparency: int | None = None
+) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind)
+    extra = {} if transparency is None else dict(transparency=transparency)
+    image.save(file, kind, **extra)
     return file.getvalue()
 
 
@@ -106,6 +109,15 @@ FILES: dict[str, bytes] = {
     'grey.png': saved(pixels(64, 48, 'L'), 'PNG'),
     'alpha.png': saved(pixels(64, 48, 'RGBA'), 'PNG'),
     'cmyk.jpg': saved(pixels(64, 48, 'CMYK'), 'JPEG'),
+    'grey alpha.png': saved(pixels(64, 48, 'LA'), 'PNG'),
+    'transparent colour.png': saved(
+        pixels(64, 48, 'P'), 'PNG', transparency=3
+    ),
+    '16 bits.png': saved(
+        Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64)),
+        'PNG',
+    ),
+    'float.tiff': saved(pixels(64, 48, 'L').convert('F'), 'TIFF'),
     'bits.png': saved(pixels(64, 48, 'L').convert('1'), 'PNG'),
     'pages.tiff': saved(pixels(64, 48), 'TIFF'),
     'half.tiff': saved(pixels(64, 48), 'TIFF')[:200],

@@ -67,6 +67,37 @@ def test_second_training_is_refused_and_ctrl_c_is_a_line(toy):
     assert not (toy / 'work_shared' / 'training.lock').exists()
 
 
+HALF = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+class HalfMade:
+    def __del__(self):
+        raise AttributeError('not made to its end')
+
+@HOOKS.register_module()
+class Interrupt(Hook):
+    def after_train_iter(self, runner, batch_idx, **more):
+        made = HalfMade()
+        raise KeyboardInterrupt
+"""
+
+
+def test_ctrl_c_while_a_library_makes_an_object(toy):
+    (toy / 'half.py').write_text(HALF)
+    (toy / 'interrupted.py').write_text(
+        "_base_ = 'toy.py'\n"
+        "custom_imports = dict(imports=['evmamba_mm', 'half'])\n"
+        "custom_hooks = [dict(type='Interrupt')]\n"
+    )
+    status, output = run(
+        *(toy, sys.executable, TOOLS / 'train.py', 'interrupted.py'),
+        PYTHONPATH=f'{toy}:{environment().get("PYTHONPATH", "")}',
+    )
+    assert status == 130, output
+    assert output.splitlines()[-1].startswith('interrupted; --resume goes on')
+
+
 def test_lock_of_a_killed_training_is_taken_over(tmp_path, package_log):
     (tmp_path / 'training.lock').write_text('process 1 on host\n')
     with lock.work_folder(tmp_path, 'none'):
@@ -133,6 +164,31 @@ def test_process_that_stops_is_missed_after_the_timeout(toy):
     assert 'Traceback' not in output
 
 
+# A machine with a GPU, on which nothing starts CUDA.
+FORK_SAFE = """
+import sys, torch
+def refuse(*arguments):
+    raise RuntimeError('CUDA starts before the processes are forked')
+torch._C._cuda_getDeviceCount = torch._C._cuda_init = refuse
+torch.cuda._lazy_init = refuse
+torch.cuda._device_count_nvml = lambda: 1
+sys.path.insert(0, sys.argv[1])
+from faults import lab, files, trainings
+lab.import_for_all()
+assert torch.cuda.is_available()
+laboratory = lab.Laboratory('.', seed=0)
+laboratory.iterations('nowhere')
+"""
+
+
+def test_laboratory_starts_no_cuda_before_it_forks(tmp_path):
+    pytest.importorskip('mmpretrain')
+    command = (sys.executable, '-c', FORK_SAFE, TOOLS / 'misc')
+    environ = {'PYTHONPATH': str(TOOLS.parent), 'CUDA_VISIBLE_DEVICES': '0'}
+    status, output = run(tmp_path, *command, **environ)
+    assert status == 0, output
+
+
 def save(path, **content):
     meta = dict(epoch=1, iter=3, time='20260101_000000', seed=7)
     weights = dict(a=torch.ones(9))
@@ -154,6 +210,12 @@ def test_resume_finds_a_file_and_its_seed(tmp_path, package_log):
     assert cfg.randomness.seed == 7
     (record,) = package_log.records
     assert 'epoch_2.pth is empty (0 bytes)' in record.getMessage()
+
+
+def test_flexible_runner_is_not_resumed(tmp_path):
+    save(tmp_path / 'epoch_1.pth')
+    with pytest.raises(ValueError, match='leave runner_type out'):
+        chosen(tmp_path, runner_type='FlexibleRunner')
 
 
 def test_resume_of_nothing_starts_from_the_beginning(tmp_path):

@@ -49,11 +49,9 @@ def parse_args(argv=None):
 
 
 def run_all(args, folder, tally):
-    # What is imported here, no process that is started needs to.
-    import evmamba_mm  # noqa: F401, I001
-    import mmpretrain.apis  # noqa: F401
     from faults import files, lab, trainings
 
+    lab.import_for_all()
     laboratory = lab.Laboratory(folder, args.seed)
     whole, seconds = trainings.train_whole(laboratory)
     if args.files != []:

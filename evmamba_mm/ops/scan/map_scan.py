@@ -36,7 +36,7 @@ def _choose(
     )
 
 
-def _by_sequence(
+def by_sequence(
     geometry: Geometry, parameters: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """Parameters of each sequence, (G, ...), from those of each set."""
@@ -57,7 +57,7 @@ def _scan_sequences(
 ) -> Tensor:
     """Lay out the sequences (B, G, D, L), project and scan them, and merge."""
     rank, states = parameters[1].shape[-1], parameters[3].shape[-1]
-    x_proj, dt_projs, dt_bias, A_logs, Ds = _by_sequence(geometry, parameters)
+    x_proj, dt_projs, dt_bias, A_logs, Ds = by_sequence(geometry, parameters)
     layout = layout_of(geometry, backend)
     xs = layout.scan(x)
     # Outside of autocast a half precision map may meet fp32 parameters.

@@ -73,6 +73,15 @@ class Tally:
         self.bar.update(self.task, description=what[:40], advance=1)
 
 
+def import_for_all():
+    """Imports what no process that is started needs to import again."""
+    # mmengine asks for a GPU as it is imported. Asked by NVML, torch does not
+    # start CUDA, which no forked process could use then.
+    os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'
+    import evmamba_mm  # noqa: F401, I001
+    import mmpretrain.apis  # noqa: F401
+
+
 def as_script(tool, arguments, folder, log):
     """Becomes a tool, in a process that has imported what it needs."""
     os.chdir(folder)
@@ -80,6 +89,10 @@ def as_script(tool, arguments, folder, log):
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     sys.argv = [str(tool), *map(str, arguments)]
+    import torch
+
+    # What is compared bit for bit must not depend on cuDNN's choice.
+    torch.backends.cudnn.deterministic = True
     # A shell that starts this in the background has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # As Python does for a script.

@@ -1,0 +1,77 @@
+"""Mistakes in a config, in a line that names what cannot be built."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mmengine.registry import build_functions
+from torch import distributed
+
+from ..data_preprocessor import LabelError
+from ..weight_files import BrokenWeightsError
+from .samples import SampleError
+
+MISTAKES = (
+    *(AssertionError, AttributeError, KeyError, TypeError, ValueError),
+    RuntimeError,
+)
+# These have a line of their own.
+KNOWN = (BrokenWeightsError, LabelError, SampleError)
+LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
+# What tells one data set from another.
+PLACES = ('data_root', 'ann_file', 'data_prefix')
+# What the libraries' words mean there.
+HINTS = {
+    'epoch_length': 'the loader gives no batch: batch_size is above the '
+    'number of images, or there are none',
+    'need at least one array': 'no image is left: there is none, or none has '
+    'an annotation of these classes',
+    'None is not a callable': 'there is no such class',
+}
+
+
+@contextlib.contextmanager
+def mistakes_in_lines() -> Iterator[None]:
+    """Exits with a line where a library refuses what a config asks for.
+
+    An error in a file of the user's own keeps its traceback, as does one of
+    the training itself.
+    """
+    try:
+        yield
+    except MISTAKES as error:
+        config = _last_built(error)
+        # Several processes wait for one another while they build.
+        lost = isinstance(error, RuntimeError) and distributed.is_initialized()
+        known = isinstance(error, KNOWN) or lost
+        if known or config is None or _of_user(error):
+            raise
+        said = error.args[0] if error.args else ''
+        said = ' '.join(str(said).split()) or type(error).__name__
+        for words, hint in HINTS.items():
+            if words in said:
+                said = f'{hint} ({said})'
+        places = [f'{k}={config[k]!r}' for k in PLACES if config.get(k)]
+        where = f' ({", ".join(places)})' if places else ''
+        name = config.get('type')
+        name = name if isinstance(name, str) else getattr(name, '__name__', '')
+        sys.exit(f'error: {name}{where} of the config cannot be built: {said}')
+
+
+def _last_built(error: BaseException) -> Mapping | None:
+    """Return the config that was being built, the innermost."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        config = frame.f_locals.get('cfg')
+        in_build = frame.f_code.co_filename == build_functions.__file__
+        if in_build and isinstance(config, Mapping) and 'type' in config:
+            found = config
+    return found
+
+
+def _of_user(error: BaseException) -> bool:
+    """Whether the last line that ran is in no library and not ours."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return not last.filename.startswith(LIBRARIES)

@@ -1,0 +1,126 @@
+"""What a config cannot have is told in a line, with what was built."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, MODELS
+from torch import nn
+
+from evmamba_mm.cli import building, checks, launch
+
+
+def said(registry, config):
+    with pytest.raises(SystemExit) as stopped:
+        with building.mistakes_in_lines():
+            registry.build(config)
+    return stopped.value.code
+
+
+def test_illegal_argument():
+    line = said(MODELS, dict(type='EfficientVMamba', arch='huge'))
+    assert line.startswith(
+        'error: EfficientVMamba of the config cannot be built: arch '
+    )
+
+
+def test_unknown_type():
+    assert 'Nope of the config cannot be built: Nope is not in the' in said(
+        MODELS, dict(type='Nope')
+    )
+
+
+@pytest.mark.parametrize('text', ['', '{"metainfo": '])
+def test_broken_annotations(text, tmp_path):
+    (tmp_path / 'broken.json').write_text(text)
+    config = dict(type=BaseDataset, ann_file='broken.json')
+    line = said(DATASETS, config | dict(data_root=str(tmp_path)))
+    assert 'BaseDataset (data_root=' in line
+    assert "ann_file='broken.json') of the config cannot" in line
+    assert '\n' not in line
+
+
+class Wrong(nn.Module):
+    def __init__(self):
+        super().__init__()
+        raise ValueError('of my own')
+
+
+def test_error_of_a_users_file_is_left_alone():
+    with pytest.raises(ValueError, match='of my own'):
+        with building.mistakes_in_lines():
+            MODELS.build(dict(type=Wrong))
+
+
+def test_error_outside_of_building_is_left_alone():
+    with pytest.raises(ValueError):
+        with building.mistakes_in_lines():
+            int('x')
+
+
+@pytest.mark.parametrize('value', [0, -1, 'abc', 1.5, True])
+@pytest.mark.parametrize('key', ['max_epochs', 'max_iters'])
+def test_training_of_no_length(key, value):
+    with pytest.raises(ValueError, match=f'train_cfg.{key} must be'):
+        checks.check_length(Config(dict(train_cfg={key: value})))
+
+
+def test_training_of_a_length():
+    checks.check_length(Config(dict(train_cfg=dict(max_epochs=3))))
+    checks.check_length(Config(dict(model=dict())))
+
+
+@pytest.mark.parametrize('name', ['Adamm', 'NoSuch'])
+def test_unknown_optimiser(name):
+    config = dict(optim_wrapper=dict(optimizer=dict(type=name)))
+    with pytest.raises(ValueError, match=f'optimizer.type: .* {name!r}'):
+        checks.check_optimizer(Config(config))
+    for legal in (dict(type='AdamW'), dict(type=torch.optim.SGD), None):
+        checks.check_optimizer(
+            Config(dict(optim_wrapper=dict(optimizer=legal)))
+        )
+    checks.check_optimizer(Config(dict()))
+
+
+@pytest.mark.parametrize(
+    ('error', 'label'),
+    [
+        (IndexError('Target 12 is out of bounds.'), '12'),
+        (
+            AssertionError('Class Index must be less than number of classes'),
+            '(not named)',
+        ),
+    ],
+)
+def test_label_that_a_loss_refuses(error, label):
+    with pytest.raises(SystemExit) as stopped:
+        with launch.run_in_lines(Config(dict(work_dir='none'))):
+            raise error
+    assert stopped.value.code.startswith(
+        f'error: a batch has the label {label}, which is no class: '
+    )
+
+
+def test_worker_that_was_ended_is_a_line():
+    said = 'DataLoader worker (pid 7) is killed by signal: Terminated. '
+    with pytest.raises(SystemExit, match='error: DataLoader worker .pid 7'):
+        with launch.run_in_lines(Config(dict(work_dir='none'))):
+            raise RuntimeError(said)
+
+
+def test_missing_file_is_a_line(tmp_path):
+    inner = dict(data_root=str(tmp_path), data_prefix='images')
+    cfg = Config(
+        dict(train_dataloader=dict(dataset=inner), train_cfg={}, work_dir='w')
+    )
+    with pytest.raises(SystemExit) as stopped:
+        with launch.run_in_lines(cfg):
+            with checks.missing_images_explained(cfg, ['train']):
+                open(tmp_path / 'images' / 'a.png')
+    assert 'dataset.data_prefix=FOLDER' in stopped.value.code
+
+
+def test_other_errors_of_a_training_are_left_alone():
+    with pytest.raises(AssertionError, match='of my own'):
+        with launch.run_in_lines(Config(dict(work_dir='none'))):
+            raise AssertionError('of my own')

@@ -1,0 +1,107 @@
+"""A training says which file of a data set it cannot use."""
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import BaseDataset
+from torch.utils.data import DataLoader
+
+from evmamba_mm.cli import samples
+
+
+def read(info):
+    image = cv2.imread(info['img_path'])
+    assert image is not None, 'failed to load image'
+    return dict(inputs=torch.from_numpy(image).permute(2, 0, 1))
+
+
+def data_set(pipeline, *paths):
+    data = BaseDataset(pipeline=[pipeline], lazy_init=True)
+    data.data_list = [dict(img_path=str(path)) for path in paths]
+    data._fully_initialized, data.serialize_data = True, False
+    return data
+
+
+@pytest.fixture
+def good(tmp_path):
+    cv2.imwrite(str(tmp_path / 'good.png'), np.zeros((4, 6, 3), np.uint8))
+    return tmp_path / 'good.png'
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('empty.png', b'', r'empty.png is empty \(0 bytes\)$'),
+        ('page.jpg', b'<html>', 'page.jpg is no image, or damaged'),
+    ],
+)
+def test_broken_image_is_a_line(name, content, message, workers, good):
+    path = good.with_name(name)
+    path.write_bytes(content)
+    loader = DataLoader(data_set(read, good, path), num_workers=workers)
+    with pytest.raises(samples.SampleError, match=message) as error:
+        with samples.named():
+            list(loader)
+    assert '\n' not in str(error.value)
+
+
+def test_slender_image_that_opencv_refuses(good):
+    def shrink(info):
+        return cv2.resize(cv2.imread(info['img_path']), (0, 4))
+
+    with pytest.raises(samples.SampleError, match='of 6x4 pixels: OpenCV'):
+        with samples.named():
+            data_set(shrink, good)[0]
+
+
+def test_object_without_a_mask(good):
+    def load_masks(info):
+        return dict(bbox=[0, 0, 1, 1])['mask']
+
+    with pytest.raises(samples.SampleError, match='good.png: .* has no mask'):
+        with samples.named():
+            data_set(load_masks, good)[0]
+
+
+def test_error_of_the_pipeline_itself_is_kept(good):
+    def wrong(info):
+        raise KeyError('no such key')
+
+    with pytest.raises(KeyError, match='no such key') as error:
+        with samples.named():
+            data_set(wrong, good)[0]
+    notes = getattr(error.value, '__notes__', ['good.png'])
+    assert 'good.png' in notes[0]
+
+
+def test_missing_image_and_code_outside_are_left_alone(tmp_path):
+    stock = BaseDataset.prepare_data
+
+    def missing(info):
+        return open(info['img_path'])
+
+    with pytest.raises(FileNotFoundError):
+        with samples.named():
+            data_set(missing, tmp_path / 'none.png')[0]
+    assert BaseDataset.prepare_data is stock
+
+
+@pytest.mark.parametrize('test_mode', [True, False])
+def test_map_of_another_size(good, test_mode):
+    def pack(info):
+        size = torch.zeros(1, 5, 6)
+        labels = SimpleNamespace(gt_sem_seg=SimpleNamespace(data=size))
+        return dict(**read(info), data_samples=labels)
+
+    data = data_set(pack, good)
+    data.test_mode = test_mode
+    with samples.named():
+        if test_mode:
+            assert data[0]['data_samples']
+            return
+        with pytest.raises(samples.SampleError, match='6x5 .* image 6x4'):
+            data[0]
