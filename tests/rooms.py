@@ -82,7 +82,8 @@ ROOMS = {
         outside=('numpy', 'torch', 'mmengine'),
     ),
     'optim': Room(
-        within=('optim', 'arguments'), outside=('torch', 'mmengine')
+        within=('optim', 'graphs', 'arguments'),
+        outside=('torch', 'mmengine'),
     ),
     'demo_app': Room(
         within=('apis', 'cli'), outside=('numpy', 'mmengine', 'gradio')

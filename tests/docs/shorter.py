@@ -58,6 +58,7 @@ UPERNET = (
 FINETUNE = {
     'my_classifier.py': CLASSIFIER,
     'layer_decay.py': CLASSIFIER,
+    'lora.py': CLASSIFIER,
     'my_logs.py': CLASSIFIER,
     'wrong.py': CLASSIFIER,
     'my_retinanet.py': DENSE,

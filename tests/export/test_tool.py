@@ -62,13 +62,18 @@ def test_a_path_that_cannot_be_written_is_refused_first(
     assert 'cannot be written: it is a folder' in capsys.readouterr().err
 
 
-def test_page_shows_the_measured_latencies(monkeypatch, capsys):
-    tool = load_tool('deployment/benchmark', monkeypatch)
-    assert (
-        tool.main(['table', str(ROOT / 'tools/deployment/latency.csv')]) == 0
-    )
+@pytest.mark.parametrize(
+    'tool, file, mark',
+    [
+        ('deployment/benchmark', 'latency.csv', 'latency'),
+        ('deployment/check', 'errors.csv', 'errors'),
+    ],
+)
+def test_page_shows_what_was_measured(monkeypatch, capsys, tool, file, mark):
+    tool = load_tool(tool, monkeypatch)
+    assert tool.main(['table', str(ROOT / 'tools/deployment' / file)]) == 0
     made = capsys.readouterr().out
     page = (ROOT / 'docs/export.md').read_text()
-    block = re.compile(r'<!-- latency -->\n(.*?)<!-- /latency -->', re.DOTALL)
+    block = re.compile(rf'<!-- {mark} -->\n(.*?)<!-- /{mark} -->', re.DOTALL)
     (shown,) = block.findall(page)
     assert shown.split() == made.split()

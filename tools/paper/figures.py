@@ -46,16 +46,7 @@ def parse_args(argv=None):
         default=224,
         help='side of the image, in pixels (default: 224)',
     )
-    orderings = kinds.add_parser(
-        'orderings', help="top-1 of trainings with seeds, beside the paper's"
-    )
-    orderings.add_argument(
-        '--scores',
-        type=Path,
-        default=RESULTS / 'evidence',
-        metavar='FOLDER',
-        help='tin50.csv and rows.csv (default: results/evidence)',
-    )
+    add_orderings(kinds)
     add_erf(kinds)
     add_curves(kinds)
     add_throughput(kinds)
@@ -73,6 +64,19 @@ def parse_args(argv=None):
 
         check_arguments(parser, args, 'CONFIG')
     return args
+
+
+def add_orderings(kinds):
+    orderings = kinds.add_parser(
+        'orderings', help="top-1 of trainings with seeds, beside the paper's"
+    )
+    orderings.add_argument(
+        '--scores',
+        type=Path,
+        default=RESULTS / 'evidence',
+        metavar='FOLDER',
+        help='tin50.csv and rows.csv (default: results/evidence)',
+    )
 
 
 def add_erf(kinds):
