@@ -110,8 +110,9 @@ def _check_map(dataset: BaseDataset, idx: int, sample: Any) -> None:
     if found is None or not hasattr(sample['inputs'], 'shape'):
         return
     size, image = found.data.shape[-2:], sample['inputs'].shape[-2:]
-    # In a test the image is resized before its map is loaded.
-    if dataset.test_mode or size == image:
+    # In a validation the image is resized before its map is loaded.
+    unchanged = sample['data_samples'].metainfo.get('ori_shape')
+    if size in (image, unchanged):
         return
     raise SampleError(
         f'seg_map_path {dataset.get_data_info(idx).get("seg_map_path")} is '

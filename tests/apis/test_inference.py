@@ -46,7 +46,10 @@ def test_paths_and_arrays_are_predicted_alike(predictor, tmp_path):
         predictor.describe(outcome.sample)
         for outcome in apis.predict(predictor, images, batch_size=2)
     ]
-    assert found[0] == found[1] == found[2]
+    for each in found[1:]:
+        # The last is in a batch of its own.
+        assert each['scores'] == pytest.approx(found[0]['scores'], abs=1e-6)
+        assert each['class_name'] == found[0]['class_name']
     assert found[0]['class_name'] in ('cat', 'dog')
 
 

@@ -87,7 +87,7 @@ def test_decomposed_program_is_the_model(model, written_out):
         dense_model(model),
         lambda x: [*program.module()(torch.from_numpy(x)).values()],
         [image],
-        1e-5,
+        1e-4,
     )
 
 
@@ -112,7 +112,7 @@ def test_any_state_of_a_model_is_exported_in_fp32():
         portable_copy(dense_model(model), 'torch'),
         lambda x: [*program.module()(torch.from_numpy(x)).values()],
         [image],
-        1e-5,
+        1e-4,
     )
     assert model.training and model.fused is True
     assert model.stages[0][0].mixer.backend == 'cuda'
@@ -177,9 +177,9 @@ def test_one_onnx_file_serves_every_size(tmp_path):
     pytest.importorskip('onnxscript', reason='onnxscript is not installed')
     pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
     model, file = small(), tmp_path / 'small.onnx'
-    assert export_onnx(model, file, torch.randn(1, 3, 75, 91)) < 1e-5
+    assert export_onnx(model, file, torch.randn(1, 3, 75, 91)) < 1e-4
     images = [torch.randn(size) for size in SIZES]
-    compare(dense_model(model), onnx_outputs(file), images, 1e-5)
+    compare(dense_model(model), onnx_outputs(file), images, 1e-4)
     with pytest.raises(RuntimeError, match="'map0' of the exported file"):
         compare(dense_model(model), onnx_outputs(file), images, 0.0)
 

@@ -1,12 +1,11 @@
 """A training says which file of a data set it cannot use."""
 
-from types import SimpleNamespace
-
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.structures import BaseDataElement, PixelData
 from torch.utils.data import DataLoader
 
 from evmamba_mm.cli import samples
@@ -90,17 +89,19 @@ def test_missing_image_and_code_outside_are_left_alone(tmp_path):
     assert BaseDataset.prepare_data is stock
 
 
-@pytest.mark.parametrize('test_mode', [True, False])
-def test_map_of_another_size(good, test_mode):
+@pytest.mark.parametrize('resized', [True, False])
+def test_map_of_another_size(good, resized):
     def pack(info):
-        size = torch.zeros(1, 5, 6)
-        labels = SimpleNamespace(gt_sem_seg=SimpleNamespace(data=size))
+        labels = BaseDataElement(
+            gt_sem_seg=PixelData(data=torch.zeros(1, 5, 6)),
+            metainfo=dict(ori_shape=(5, 6) if resized else (4, 6)),
+        )
         return dict(**read(info), data_samples=labels)
 
     data = data_set(pack, good)
-    data.test_mode = test_mode
     with samples.named():
-        if test_mode:
+        if resized:
+            # As in a validation, where the image alone is resized.
             assert data[0]['data_samples']
             return
         with pytest.raises(samples.SampleError, match='6x5 .* image 6x4'):

@@ -80,7 +80,7 @@ def test_help_imports_nothing_heavy(tool):
 def test_misspelt_config_is_told_the_near_names(toy):
     status, output = run(toy, 'train.py', 'toyy.py')
     assert status == 2
-    assert "no file 'toyy.py'; did you mean toy.py?" in output
+    assert "no file 'toyy.py'; did you mean toy.py" in output
 
 
 @pytest.mark.parametrize(
