@@ -57,7 +57,7 @@ MISTAKES = [
         'train_dataloader.dataset.img_suffix=.tif',
     ),
     (
-        'is out of bounds',
+        'which is no class',
         SEGMENT,
         'train_dataloader.dataset.data_prefix.seg_map_path=segmaps/bad',
     ),
