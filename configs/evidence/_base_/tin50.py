@@ -1,7 +1,7 @@
 _base_ = '../../mmpretrain/evmamba-tiny_1xb256-amp-100e_tin50-128x128.py'
 
 # One recipe for all rows, chosen on the row of ResNet-18 alone. With so few
-# epochs mixup and CutMix make it worse; RandAugment and erasing are left out too.
+# epochs mixup and CutMix make it worse; RandAugment and erasing are out too.
 epochs = 15
 
 model = dict(train_cfg=dict(_delete_=True))
