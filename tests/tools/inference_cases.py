@@ -5,6 +5,15 @@ import pytest
 
 cv2 = pytest.importorskip('cv2', reason='opencv-python is not installed')
 
+# As many classes in the demonstration's models as the tests have names.
+CLASSES = {
+    'mmdet': 'roi_head=dict('
+    'bbox_head=dict(num_classes=10), mask_head=dict(num_classes=10))',
+    'mmseg': 'decode_head=dict(num_classes=11), '
+    'auxiliary_head=dict(num_classes=11)',
+    'mmpretrain': 'head=dict(num_classes=10)',
+}
+
 
 def photo(seed, height=90, width=120):
     """Smooth random colours, BGR."""

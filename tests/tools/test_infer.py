@@ -15,6 +15,7 @@ import torch
 import evmamba_mm  # noqa: F401
 
 from .inference_cases import (
+    CLASSES,
     cv2,
     photo,
     read_clip,
@@ -35,14 +36,6 @@ CONFIGS = {
     'mmdet': 'mask-rcnn_*.py',
     'mmseg': 'upernet_*.py',
     'mmpretrain': 'evmamba-*.py',
-}
-# As many classes as there are names.
-CLASSES = {
-    'mmdet': 'roi_head=dict('
-    'bbox_head=dict(num_classes=10), mask_head=dict(num_classes=10))',
-    'mmseg': 'decode_head=dict(num_classes=11), '
-    'auxiliary_head=dict(num_classes=11)',
-    'mmpretrain': 'head=dict(num_classes=10)',
 }
 every_host = pytest.mark.parametrize('host', CONFIGS)
 
