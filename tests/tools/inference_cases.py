@@ -5,6 +5,8 @@ import pytest
 
 cv2 = pytest.importorskip('cv2', reason='opencv-python is not installed')
 
+NAMES = tuple(f'name {index}' for index in range(11))
+PALETTE = [(20 * index, 255 - 20 * index, 90) for index in range(11)]
 # As many classes in the demonstration's models as the tests have names.
 CLASSES = {
     'mmdet': 'roi_head=dict('

@@ -16,6 +16,8 @@ import evmamba_mm  # noqa: F401
 
 from .inference_cases import (
     CLASSES,
+    NAMES,
+    PALETTE,
     cv2,
     photo,
     read_clip,
@@ -30,8 +32,6 @@ for host in ('mmdet', 'mmseg', 'mmpretrain'):
 ROOT = Path(__file__).parent.parent.parent
 TOOLS = ROOT / 'tools'
 SCORE_THR = 0.12
-NAMES = tuple(f'name {index}' for index in range(11))
-PALETTE = [(20 * index, 255 - 20 * index, 90) for index in range(11)]
 CONFIGS = {
     'mmdet': 'mask-rcnn_*.py',
     'mmseg': 'upernet_*.py',
@@ -59,9 +59,8 @@ def models(tmp_path_factory):
     for host, pattern in CONFIGS.items():
         (base,) = (ROOT / 'configs' / 'demo').glob(pattern)
         config = folder / f'{host}.py'
-        config.write_text(
-            f'_base_ = {str(base)!r}\nmodel = dict({CLASSES[host]})\n'
-        )
+        model = f'model = dict({CLASSES[host]})\n'
+        config.write_text(f'_base_ = {str(base)!r}\n{model}')
         cfg = Config.fromfile(config)
         init_default_scope(host)
         cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
