@@ -30,7 +30,6 @@ for host in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(host, reason=f'{host} is not installed')
 
 ROOT = Path(__file__).parent.parent.parent
-TOOLS = ROOT / 'tools'
 SCORE_THR = 0.12
 CONFIGS = {
     'mmdet': 'mask-rcnn_*.py',
@@ -43,7 +42,7 @@ every_host = pytest.mark.parametrize('host', CONFIGS)
 @pytest.fixture(scope='module')
 def infer():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
+        patch.syspath_prepend(ROOT / 'tools')
         # Some of its modules are imported when it runs.
         yield importlib.import_module('infer')
 
