@@ -78,6 +78,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='overrides of the config',
     )
     args = parser.parse_args(argv)
+    if args.port is not None and not 0 < args.port < 2**16:
+        parser.error(f'--port must be between 1 and 65535, got {args.port}')
     check_arguments(parser, args, 'CONFIG')
     return args
 

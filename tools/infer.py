@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+MOST_ENLARGED = 16
 EPILOG = """\
 A classification config draws a label, a detection config boxes and masks, a
 segmentation config a map of the classes. Put a glob in quotes.
@@ -213,6 +214,10 @@ def load_predictor(args):
 
 
 def check_options(args, task):
+    if args.enlarge is not None and args.enlarge > MOST_ENLARGED:
+        raise ValueError(
+            f'--enlarge must be at most {MOST_ENLARGED}, got {args.enlarge}'
+        )
     if args.score_thr is not None and task != 'detection':
         raise ValueError(f'--score-thr is for detection, not for {task}')
     if args.palette == 'objects' and task != 'detection':

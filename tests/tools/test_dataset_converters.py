@@ -141,3 +141,22 @@ def test_masks_of_another_size_are_refused(
     cv2.imwrite(str(path), np.zeros((8, 8), np.uint8))
     assert convert('instance_masks', stage1_train, tmp_path / 'out') == 1
     assert 'has the shape (8, 8)' in capsys.readouterr().err
+
+
+def test_what_would_be_lost_is_refused(
+    stage1_train, convert, tmp_path, capsys
+):
+    again = ('instance_masks', stage1_train)
+    assert convert(*again, tmp_path / 'out', '--val-every=3') == 0
+    assert convert(*again, tmp_path / 'out', '--val-every=3') == 1
+    assert 'must be empty' in capsys.readouterr().err
+    first = sorted(stage1_train.iterdir())[0]
+    (first / 'masks').rename(first / 'kept')
+    assert convert(*again, tmp_path / 'masks', '--val-every=3') == 1
+    assert 'must hold PNG files' in capsys.readouterr().err
+    (first / 'kept').rename(first / 'masks')
+    for folder in stage1_train.iterdir():
+        (image,) = (folder / 'images').iterdir()
+        image.rename(image.with_name('image.png'))
+    assert convert(*again, tmp_path / 'names', '--val-every=3') == 1
+    assert 'another image has its name' in capsys.readouterr().err

@@ -80,7 +80,12 @@ def convert_image(folder, out, split):
     height, width = read(image, cv2.IMREAD_COLOR).shape[:2]
     classes = np.zeros((height, width), np.uint8)
     annotations = []
-    for path in sorted((folder / 'masks').glob('*.png')):
+    masks = sorted((folder / 'masks').glob('*.png'))
+    if not masks:
+        raise ValueError(
+            f"'{folder}/masks' must hold PNG files, one an object"
+        )
+    for path in masks:
         mask = read(path, cv2.IMREAD_GRAYSCALE) > 0
         if mask.shape != classes.shape:
             raise ValueError(
@@ -91,14 +96,19 @@ def convert_image(folder, out, split):
             continue
         classes[mask] = 1
         annotations.append(annotate(mask))
-    shutil.copyfile(image, out / 'images' / split / image.name)
     segmap = out / 'segmaps' / split / f'{image.stem}.png'
+    if segmap.exists():
+        raise ValueError(f"'{image}': another image has its name")
+    shutil.copyfile(image, out / 'images' / split / image.name)
     cv2.imwrite(str(segmap), classes)
     entry = dict(file_name=image.name, height=height, width=width)
     return entry, annotations
 
 
 def convert(args):
+    if args.out.is_dir() and any(args.out.iterdir()):
+        # What an earlier run has held out would be trained on.
+        raise ValueError(f"'{args.out}' must be empty, or not be there")
     folders = sorted(p for p in args.source.iterdir() if p.is_dir())
     if not folders:
         raise ValueError(f"'{args.source}' holds no folders of images")
@@ -112,6 +122,7 @@ def convert(args):
                 f'--val-every {args.val_every} leaves no image of '
                 f'{len(folders)} for {split}'
             )
+    for split, chosen in splits.items():
         for kind in ('images', 'segmaps'):
             (args.out / kind / split).mkdir(parents=True, exist_ok=True)
         content = dict(

@@ -22,6 +22,12 @@ def positive(text):
     return int(text)
 
 
+def seed(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is no seed, 0 or above')
+    return int(text)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -32,7 +38,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--seeds',
-        type=int,
+        type=seed,
         nargs='+',
         default=[0, 1, 2],
         help='default: 0 1 2',
@@ -69,8 +75,10 @@ def parse_args(argv=None):
     )
     args = parser.parse_args(argv)
     for config in args.configs:
-        if not config.is_file():
+        if not config.is_file() or config.suffix != '.py':
             parser.error(f'there is no config {str(config)!r}')
+    if args.results.exists() and not args.results.is_dir():
+        parser.error(f'--results {str(args.results)!r} is no folder')
     return args
 
 

@@ -24,6 +24,10 @@ def draw(output, folder):
         (row for row in read(folder / 'rows.csv') if values[row['row']]),
         key=lambda row: statistics.mean(values[row['row']]),
     )
+    if not rows:
+        raise ValueError(
+            f'{folder / "tin50.csv"} has no score of a row in rows.csv'
+        )
     with style.canvas(0.9 + 0.36 * len(rows), output) as figure:
         here, paper = figure.subplots(1, 2, sharey=True)
         figure.subplots_adjust(0.22, 0.16, 0.985, 0.98, wspace=0.08)
