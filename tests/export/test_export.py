@@ -78,6 +78,7 @@ def scans_left(program):
     'model', [small(), small(3), ss2d()], ids=['step2', 'step3', 'ss2d']
 )
 def test_decomposed_program_is_the_model(model, written_out):
+    torch.manual_seed(0)
     image = torch.randn(1, 3, 73, 111)
     program = export_program(dense_model(model), image, dynamic=())
     assert scans_left(program)
@@ -87,7 +88,7 @@ def test_decomposed_program_is_the_model(model, written_out):
         dense_model(model),
         lambda x: [*program.module()(torch.from_numpy(x)).values()],
         [image],
-        1e-4,
+        1e-5,
     )
 
 
@@ -112,7 +113,7 @@ def test_any_state_of_a_model_is_exported_in_fp32():
         portable_copy(dense_model(model), 'torch'),
         lambda x: [*program.module()(torch.from_numpy(x)).values()],
         [image],
-        1e-4,
+        1e-5,
     )
     assert model.training and model.fused is True
     assert model.stages[0][0].mixer.backend == 'cuda'
@@ -137,7 +138,7 @@ def test_an_output_of_zeros_is_no_error():
 
     assert compare(model, run, images, 1e-6) == 0
     with pytest.raises(RuntimeError, match="'map0'"):
-        compare(model, lambda x: [y + 1e-6 for y in run(x)], images, 1e-4)
+        compare(model, lambda x: [y + 1e-6 for y in run(x)], images, 1e-5)
 
 
 @pytest.mark.parametrize('count', [2, 3])
@@ -177,9 +178,9 @@ def test_one_onnx_file_serves_every_size(tmp_path):
     pytest.importorskip('onnxscript', reason='onnxscript is not installed')
     pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
     model, file = small(), tmp_path / 'small.onnx'
-    assert export_onnx(model, file, torch.randn(1, 3, 75, 91)) < 1e-4
+    assert export_onnx(model, file, torch.randn(1, 3, 75, 91)) < 1e-5
     images = [torch.randn(size) for size in SIZES]
-    compare(dense_model(model), onnx_outputs(file), images, 1e-4)
+    compare(dense_model(model), onnx_outputs(file), images, 1e-5)
     with pytest.raises(RuntimeError, match="'map0' of the exported file"):
         compare(dense_model(model), onnx_outputs(file), images, 0.0)
 

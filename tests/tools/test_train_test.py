@@ -78,9 +78,9 @@ def test_help_imports_nothing_heavy(tool):
 
 
 def test_misspelt_config_is_told_the_near_names(toy):
-    status, output = run(toy, 'train.py', 'toyy.py')
+    status, output = run(toy, 'train.py', 'toyyy.py')
     assert status == 2
-    assert "no file 'toyy.py'; did you mean toy.py" in output
+    assert "no file 'toyyy.py'; did you mean toy.py?" in output
 
 
 @pytest.mark.parametrize(

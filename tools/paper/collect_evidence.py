@@ -95,7 +95,11 @@ def main(argv=None):
         for config in args.configs
     ]
     todo = [training for training in wanted if training not in scores]
-    slots = devices(args.gpus) * args.side_by_side
+    try:
+        slots = devices(args.gpus) * args.side_by_side
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
     failed = train_all(todo, slots, args.side_by_side, args.work_dir, scores)
     for training, log in failed:
         print(f'error: {training}: it failed; see {log}', file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import platform
 import shlex
 from pathlib import Path
@@ -79,10 +80,10 @@ class Scores:
         )
 
     def store(self, training, root, seconds, side_by_side) -> bool:
-        """Add what a training reached; False if it logged no score."""
+        """Add what a training reached; False if it logged no finite score."""
         lines = log_lines(training.work_dir(root))
         scores = last_scores(lines)
-        if not scores:
+        if not scores or not all(map(math.isfinite, scores.values())):
             return False
         new = [
             dict(

@@ -55,10 +55,20 @@ def head_of(path: Path) -> str:
 
 
 def devices(gpus: list[str] | None) -> list[str]:
-    """Values of CUDA_VISIBLE_DEVICES, one a GPU."""
+    """Values of CUDA_VISIBLE_DEVICES, one a GPU.
+
+    Raises:
+        ValueError: If there is no such GPU, without which a training would
+            run on the CPU.
+    """
     import torch
 
-    return gpus or [str(i) for i in range(torch.cuda.device_count())] or ['']
+    known = [str(i) for i in range(torch.cuda.device_count())]
+    for gpu in gpus or ():
+        if gpu not in known:
+            there = ', '.join(known) or 'none'
+            raise ValueError(f'--gpus: no GPU {gpu!r}; there are {there}')
+    return gpus or known or ['']
 
 
 def train_all(todo, slots, side_by_side, root, scores):
