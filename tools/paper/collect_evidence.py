@@ -54,7 +54,8 @@ def parse_args(argv=None):
         '--gpus',
         nargs='+',
         metavar='ID',
-        help='the GPUs to use (default: all, or the CPU where there is none)',
+        help='the GPUs to use, 0,1 for two that train one config together '
+        '(default: all, each by itself, or the CPU where there is none)',
     )
     parser.add_argument(
         '--work-dir',
@@ -88,9 +89,13 @@ def main(argv=None):
     from evidence.trainings import Training, devices, head_of, train_all
 
     scores = Scores(args.results, args.commit or head_of(Path(__file__)))
+    together = {len(group.split(',')) for group in args.gpus or ['']}
+    if len(together) > 1:
+        print('error: --gpus: groups of different sizes', file=sys.stderr)
+        return 2
     # All rows with one seed first, so that an interruption leaves whole sets.
     wanted = [
-        Training(config, seed)
+        Training(config, seed, *together)
         for seed in args.seeds
         for config in args.configs
     ]

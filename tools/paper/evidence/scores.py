@@ -37,6 +37,15 @@ def is_score(name):
     return '/' in name or name in ('mIoU', 'mAcc', 'aAcc')
 
 
+def tested(folder):
+    """Scores that tools/test.py wrote below its newest work folder."""
+    files = sorted(folder.glob('*/*.json'))
+    if not files:
+        return {}
+    found = json.loads(files[-1].read_text())
+    return {name: value for name, value in found.items() if is_score(name)}
+
+
 def last_scores(lines):
     """Scores of the last validation."""
     found = {}
@@ -83,6 +92,10 @@ class Scores:
         """Add what a training reached; False if it logged no finite score."""
         lines = log_lines(training.work_dir(root))
         scores = last_scores(lines)
+        for name, command in training.tests(root).items():
+            folder = Path(command[command.index('--work-dir') + 1])
+            further = tested(folder) or {'mIoU': math.nan}
+            scores |= {f'{k}, {name}': v for k, v in further.items()}
         if not scores or not all(map(math.isfinite, scores.values())):
             return False
         new = [
@@ -91,13 +104,13 @@ class Scores:
                 seed=training.seed,
                 metric=metric,
                 value=round(value, 4),
-                epochs=max(line.get('epoch', 0) for line in lines),
+                epochs=max(line.get('epoch', 0) for line in lines) or None,
                 seconds=round(seconds, 1),
                 side_by_side=side_by_side,
                 device=device_name(),
                 torch=torch_version(),
                 commit=self.commit,
-                command=shlex.join(['python', *training.command(root)]),
+                command=shlex.join(training.command(root)),
             )
             for metric, value in scores.items()
         ]

@@ -10,6 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parents[2]
+# How the last weights are tested besides, by the folder of the config.
+TESTS = {
+    'camvid': {
+        'sliding window': (
+            '--cfg-options',
+            'model.test_cfg.mode=slide',
+            'model.test_cfg.crop_size=[320,320]',
+            'model.test_cfg.stride=[214,214]',
+        ),
+        'multi-scale': ('--tta',),
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,7 @@ class Training:
 
     config: Path
     seed: int
+    gpus: int = 1
 
     def __str__(self) -> str:
         return f'{self.task}/{self.row}, seed {self.seed}'
@@ -37,12 +50,35 @@ class Training:
         return root / self.task / f'{self.row}-{self.seed}'
 
     def command(self, root: Path) -> list[str]:
-        """The command line, without the interpreter."""
+        """The command line."""
+        config = str(self.config)
+        start = ['python', 'tools/train.py', config]
+        if self.gpus > 1:
+            start = ['bash', 'tools/dist_train.sh', config, str(self.gpus)]
         return [
-            *('tools/train.py', str(self.config)),
+            *start,
             *('--work-dir', str(self.work_dir(root))),
             *('--cfg-options', f'randomness.seed={self.seed}'),
         ]
+
+    def tests(self, root: Path) -> dict[str, list[str]]:
+        """The command line of each further test, by its name."""
+        folder = self.work_dir(root)
+        return {
+            name: [
+                *('python', 'tools/test.py', str(self.config)),
+                str(last_checkpoint(folder)),
+                *('--work-dir', str(folder / name.replace(' ', '-'))),
+                *options,
+            ]
+            for name, options in TESTS.get(self.task, {}).items()
+        }
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """What a finished training left."""
+    name = (folder / 'last_checkpoint').read_text().strip()
+    return folder / Path(name).name
 
 
 def head_of(path: Path) -> str:
@@ -55,7 +91,11 @@ def head_of(path: Path) -> str:
 
 
 def devices(gpus: list[str] | None) -> list[str]:
-    """Values of CUDA_VISIBLE_DEVICES, one a GPU.
+    """Values of CUDA_VISIBLE_DEVICES, one a training.
+
+    Args:
+        gpus: Each a GPU, or several with commas between them, which train
+            one config together.
 
     Raises:
         ValueError: If there is no such GPU, without which a training would
@@ -64,7 +104,7 @@ def devices(gpus: list[str] | None) -> list[str]:
     import torch
 
     known = [str(i) for i in range(torch.cuda.device_count())]
-    for gpu in gpus or ():
+    for gpu in (each for group in gpus or () for each in group.split(',')):
         if gpu not in known:
             there = ', '.join(known) or 'none'
             raise ValueError(f'--gpus: no GPU {gpu!r}; there are {there}')
@@ -113,18 +153,28 @@ def train_all(todo, slots, side_by_side, root, scores):
 
 
 def run(training, device, root):
-    """Seconds, exit status, and the file of what it printed."""
+    """Seconds of the training, exit status, and the file of its output."""
     folder = training.work_dir(root)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / 'output.txt'
     environment = os.environ | dict(CUDA_VISIBLE_DEVICES=device)
     began = time.monotonic()
     with log.open('w') as output:
-        status = subprocess.run(
-            [sys.executable, *training.command(root)],
-            cwd=TOOLS.parent,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        ).returncode
-    return time.monotonic() - began, status, log
+
+        def status_of(command):
+            if command[0] == 'python':
+                command = [sys.executable, *command[1:]]
+            return subprocess.run(
+                command,
+                cwd=TOOLS.parent,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            ).returncode
+
+        status = status_of(training.command(root))
+        seconds = time.monotonic() - began
+        if not status:
+            tests = training.tests(root).values()
+            status = max(map(status_of, tests), default=0)
+    return seconds, status, log

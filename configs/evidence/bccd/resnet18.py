@@ -1,0 +1,17 @@
+_base_ = '../_base_/bccd.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ResNet',
+        depth=18,
+        out_indices=(1, 2, 3),
+        norm_eval=False,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='work_dirs/evidence/tin50/resnet18-2/epoch_15.pth',
+            prefix='backbone.',
+        ),
+    ),
+    neck=dict(in_channels=[128, 256, 512], start_level=0),
+)

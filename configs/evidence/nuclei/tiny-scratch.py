@@ -1,0 +1,13 @@
+_base_ = '../_base_/nuclei.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='EfficientVMamba',
+        arch='tiny',
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=0.1,
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=[48, 96, 192, 384]),
+)

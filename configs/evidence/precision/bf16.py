@@ -1,0 +1,3 @@
+_base_ = '../tin50/tiny.py'
+
+optim_wrapper = dict(dtype='bfloat16')

@@ -1,0 +1,4 @@
+_base_ = '../tin50/tiny.py'
+
+compile = True
+custom_hooks = []
