@@ -13,6 +13,7 @@ from . import (
     mmpretrain_multimodal,
     mmseg_flops,
     pkg_resources_lookup,
+    pvt_outputs,
     resumed_config,
     safe_loading,
 )
@@ -31,6 +32,7 @@ def apply() -> None:
     mmpretrain_multimodal.apply()
     mmseg_flops.apply()
     pkg_resources_lookup.apply()
+    pvt_outputs.apply()
     safe_loading.apply()
     resumed_config.apply()
     checkpoint_files.apply()
