@@ -17,6 +17,8 @@ MISTAKES = (
     *(AssertionError, AttributeError, KeyError, TypeError, ValueError),
     RuntimeError,
 )
+# How the Runner's own arguments are refused.
+REFUSALS = (AssertionError, TypeError, ValueError)
 # These have a line of their own.
 KNOWN = (BrokenWeightsError, LabelError, SampleError)
 LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
@@ -33,11 +35,15 @@ HINTS = {
 
 
 @contextlib.contextmanager
-def mistakes_in_lines() -> Iterator[None]:
+def mistakes_in_lines(builds_all: bool = False) -> Iterator[None]:
     """Exits with a line where a library refuses what a config asks for.
 
     An error in a file of the user's own keeps its traceback, as does one of
     the training itself.
+
+    Args:
+        builds_all: Whether nothing but the Runner is built, so that what it
+            refuses is the config's, too.
     """
     try:
         yield
@@ -46,10 +52,13 @@ def mistakes_in_lines() -> Iterator[None]:
         # Several processes wait for one another while they build.
         lost = isinstance(error, RuntimeError) and distributed.is_initialized()
         known = isinstance(error, KNOWN) or lost
-        if known or config is None or _of_user(error):
+        of_runner = builds_all and isinstance(error, REFUSALS)
+        if known or not (config or of_runner) or _of_user(error):
             raise
         said = error.args[0] if error.args else ''
         said = ' '.join(str(said).split()) or type(error).__name__
+        if config is None:
+            sys.exit(f'error: the Runner refuses the config: {said}')
         for words, hint in HINTS.items():
             if words in said:
                 said = f'{hint} ({said})'
@@ -58,6 +67,23 @@ def mistakes_in_lines() -> Iterator[None]:
         name = config.get('type')
         name = name if isinstance(name, str) else getattr(name, '__name__', '')
         sys.exit(f'error: {name}{where} of the config cannot be built: {said}')
+
+
+@contextlib.contextmanager
+def unknown_score_in_a_line() -> Iterator[None]:
+    """Exits with the names of the scores, which only a validation knows."""
+    try:
+        yield
+    except KeyError as error:
+        *_, (last, _) = traceback.walk_tb(error.__traceback__)
+        scores = last.f_locals.get('metrics')
+        saving = last.f_code.co_name == '_save_best_checkpoint'
+        if not (saving and isinstance(scores, Mapping)):
+            raise
+        sys.exit(
+            f'error: default_hooks.checkpoint.save_best is {error.args[0]!r}; '
+            f'the validation gives {", ".join(scores)}'
+        )
 
 
 def _last_built(error: BaseException) -> Mapping | None:

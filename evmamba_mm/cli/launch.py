@@ -85,7 +85,7 @@ def build_runner(cfg: Config) -> Runner:
     with (
         checks.errors_in_a_line((WorkFolderError,)),
         work_folder_named(cfg),
-        building.mistakes_in_lines(),
+        building.mistakes_in_lines(builds_all=True),
     ):
         if 'runner_type' in cfg:
             return RUNNERS.build(cfg)
@@ -146,6 +146,7 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
         ),
         samples.named(),
         building.mistakes_in_lines(),
+        building.unknown_score_in_a_line(),
     ):
         try:
             yield

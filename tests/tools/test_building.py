@@ -5,6 +5,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS
+from mmengine.runner import Runner
 from torch import nn
 
 from evmamba_mm.cli import building, checks, launch
@@ -58,16 +59,27 @@ def test_error_outside_of_building_is_left_alone():
             int('x')
 
 
-@pytest.mark.parametrize('value', [0, -1, 'abc', 1.5, True])
-@pytest.mark.parametrize('key', ['max_epochs', 'max_iters'])
-def test_training_of_no_length(key, value):
-    with pytest.raises(ValueError, match=f'train_cfg.{key} must be'):
-        checks.check_length(Config(dict(train_cfg={key: value})))
+def test_arguments_that_the_runner_refuses(tmp_path):
+    with pytest.raises(SystemExit, match='error: the Runner refuses the conf'):
+        with building.mistakes_in_lines(builds_all=True):
+            Runner(model=dict(), work_dir=str(tmp_path), randomness=dict(a=1))
 
 
-def test_training_of_a_length():
-    checks.check_length(Config(dict(train_cfg=dict(max_epochs=3))))
-    checks.check_length(Config(dict(model=dict())))
+def test_score_that_there_is_not():
+    def _save_best_checkpoint(metrics, key):
+        return metrics[key]
+
+    for scores in (dict(mIoU=1), dict(a=1, b=2)):
+        with pytest.raises(SystemExit) as stopped:
+            with building.unknown_score_in_a_line():
+                _save_best_checkpoint(scores, 'miou')
+        assert stopped.value.code == (
+            "error: default_hooks.checkpoint.save_best is 'miou'; the "
+            f'validation gives {", ".join(scores)}'
+        )
+    with pytest.raises(KeyError):
+        with building.unknown_score_in_a_line():
+            dict()['of my own']
 
 
 @pytest.mark.parametrize('name', ['Adamm', 'NoSuch'])
