@@ -120,10 +120,11 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
-    from evmamba_mm.cli import checks, launch, weights
+    from evmamba_mm.cli import checks, classes, launch, weights
 
     cfg = prepare_config(args)
     runner = launch.build_runner(cfg)
+    runner.register_hook(classes.ClassesHook())
     if args.out:
         from mmengine.evaluator import DumpResults
 

@@ -1,12 +1,14 @@
 """Mistakes in a config, in a line that names what cannot be built."""
 
 import contextlib
+import inspect
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.registry import build_functions
+from mmengine.runner import Runner
 from torch import distributed
 
 from ..data_preprocessor import LabelError
@@ -15,12 +17,13 @@ from .samples import SampleError
 
 MISTAKES = (
     *(AssertionError, AttributeError, KeyError, TypeError, ValueError),
-    RuntimeError,
+    *(IsADirectoryError, RuntimeError),
 )
-# How the Runner's own arguments are refused.
+# How the arguments of the Runner, its loaders and its loops are refused.
 REFUSALS = (AssertionError, TypeError, ValueError)
 # These have a line of their own.
 KNOWN = (BrokenWeightsError, LabelError, SampleError)
+RUNNER = inspect.getfile(Runner)
 LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
 # What tells one data set from another.
 PLACES = ('data_root', 'ann_file', 'data_prefix')
@@ -52,11 +55,16 @@ def mistakes_in_lines(builds_all: bool = False) -> Iterator[None]:
         # Several processes wait for one another while they build.
         lost = isinstance(error, RuntimeError) and distributed.is_initialized()
         known = isinstance(error, KNOWN) or lost
-        of_runner = builds_all and isinstance(error, REFUSALS)
+        of_runner = isinstance(error, REFUSALS) and (
+            builds_all or _builds_a_part(error)
+        )
         if known or not (config or of_runner) or _of_user(error):
             raise
-        said = error.args[0] if error.args else ''
+        # What a KeyError says is a key, or in the registries a sentence.
+        said = error.args[0] if len(error.args) == 1 else error
         said = ' '.join(str(said).split()) or type(error).__name__
+        if isinstance(error, KeyError) and ' ' not in said:
+            said = f'there is no {said!r}'
         if config is None:
             sys.exit(f'error: the Runner refuses the config: {said}')
         for words, hint in HINTS.items():
@@ -97,7 +105,15 @@ def _last_built(error: BaseException) -> Mapping | None:
     return found
 
 
+def _builds_a_part(error: BaseException) -> bool:
+    """Whether the Runner calls a loader or a loop with wrong arguments."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return last.filename == RUNNER and last.name.startswith('build_')
+
+
 def _of_user(error: BaseException) -> bool:
     """Whether the last line that ran is in no library and not ours."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return not last.filename.startswith(LIBRARIES)
+    files = [f.filename for f in traceback.extract_tb(error.__traceback__)]
+    # Python's own modules that have no file begin so.
+    *_, last = (file for file in files if not file.startswith('<frozen'))
+    return not last.startswith(LIBRARIES)

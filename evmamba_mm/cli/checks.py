@@ -275,6 +275,9 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     needed = {}
     for split in splits:
         for where, dataset in datasets_of(cfg, split):
+            root = dataset.get('data_root')
+            if root is not None and not isinstance(root, str | Path):
+                raise ValueError(f'{where}.data_root must be a path: {root!r}')
             paths = local_paths(dataset)
             needed.update((f'{where}.{end}', path) for end, path in paths)
         needed.update(annotations_of(cfg, split))
@@ -331,7 +334,7 @@ def explain_missing(
                     folders[f'{where}.{key}'] = (folder, where, dataset)
     if not folders:
         return None
-    key = max(folders, key=lambda name: len(folders[name][0]))
+    key = max(folders, key=lambda name: len(Path(folders[name][0]).parts))
     folder, where, dataset = folders[key]
     annotations = dataset.get('ann_file')
     named = f' and {where}.ann_file names it' if annotations else ''

@@ -23,20 +23,21 @@ OTHER_MODELS = ('panoptic_head', 'panoptic_fusion_head', 'language_model')
 
 
 class ClassesHook(Hook):
-    """Ends a training before its first iteration where classes disagree."""
+    """Ends a training or a test at its beginning where classes disagree."""
 
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
-        """Compare the heads with the data sets of training and validation.
+        """Compare the heads with the data sets that are built.
 
         Raises:
             SystemExit: With a line that names the keys of the config.
         """
-        loops = dict(train=runner.train_loop, val=runner.val_loop)
         names = {}
         with errors_in_a_line():
-            for split, loop in loops.items():
+            for split in ('train', 'val', 'test'):
+                # The properties would build the loops of the other splits.
+                loop = getattr(runner, f'_{split}_loop')
                 dataset = getattr(
                     getattr(loop, 'dataloader', None), 'dataset', None
                 )
@@ -45,9 +46,10 @@ class ClassesHook(Hook):
                     names[split] = classes
                     check_heads(runner.model, classes, split)
                     check_categories(dataset, classes, split)
-            metrics = getattr(loops['val'], 'evaluator', None)
-            if 'val' in names:
-                check_scores(getattr(metrics, 'metrics', ()), names['val'])
+                    scores = getattr(loop, 'evaluator', None)
+                    check_scores(
+                        getattr(scores, 'metrics', ()), classes, split
+                    )
         train, val = names.get('train'), names.get('val')
         if train and val and train != val and is_main_process():
             logger.warning(
@@ -152,7 +154,9 @@ def check_categories(
         )
 
 
-def check_scores(metrics: Sequence[object], classes: Sequence[str]) -> None:
+def check_scores(
+    metrics: Sequence[object], classes: Sequence[str], split: str
+) -> None:
     """Refuse a top-k accuracy of more classes than there are.
 
     Raises:
@@ -163,8 +167,8 @@ def check_scores(metrics: Sequence[object], classes: Sequence[str]) -> None:
         for k in most if isinstance(most, tuple) else ():
             if not (isinstance(k, int) and 1 <= k <= len(classes)):
                 raise ValueError(
-                    f'val_evaluator.topk is {k!r}, and must be a number from '
-                    f'1 to {len(classes)}, the number of classes'
+                    f'{split}_evaluator.topk is {k!r}, and must be a number '
+                    f'from 1 to {len(classes)}, the number of classes'
                 )
 
 

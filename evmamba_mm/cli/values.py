@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
@@ -64,6 +65,19 @@ def check_sections(cfg: Config, needed: Sequence[str]) -> None:
         value = cfg.get(key)
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f'{key} must be a dict, got {value!r}')
+    for key in ('load_from', 'work_dir'):
+        value = cfg.get(key)
+        if value is not None and not isinstance(value, str | Path):
+            raise ValueError(f'{key} must be a path, got {value!r}')
+    for split in SPLITS:
+        keys = [f'{split}_{part}' for part in ('dataloader', 'cfg')]
+        keys += [] if split == 'train' else [f'{split}_evaluator']
+        absent = [key for key in keys if cfg.get(key) is None]
+        if absent and absent != keys:
+            raise ValueError(
+                f'{", ".join(keys)} must all be there, or none of them; the '
+                f'config has no {" and no ".join(absent)}'
+            )
     for key in LISTS:
         value = cfg.get(key)
         # mmengine takes one dict for a list of one, but not of hooks.

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from torch import nn
@@ -25,6 +26,17 @@ def test_illegal_argument():
     )
 
 
+class Library:
+    """Raises in its own code, as a library does."""
+
+    def __init__(self):
+        Config(dict())['bbox']
+
+
+def test_key_that_is_not_there():
+    assert said(MODELS, dict(type=Library)).endswith("there is no 'bbox'")
+
+
 def test_unknown_type():
     assert 'Nope of the config cannot be built: Nope is not in the' in said(
         MODELS, dict(type='Nope')
@@ -39,6 +51,53 @@ def test_broken_annotations(text, tmp_path):
     assert 'BaseDataset (data_root=' in line
     assert "ann_file='broken.json') of the config cannot" in line
     assert '\n' not in line
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (b'\xff', "codec can't decode byte 0xff"),
+        (None, 'Is a directory'),
+    ],
+    ids=['image', 'folder'],
+)
+def test_annotations_of_another_kind(content, words, tmp_path):
+    path = tmp_path / 'other.json'
+    path.mkdir() if content is None else path.write_bytes(content)
+    config = dict(type=BaseDataset, ann_file=str(path))
+    assert words in said(DATASETS, config)
+
+
+@pytest.mark.parametrize(
+    'key, argument',
+    [('train_dataloader', 'batchsize'), ('train_cfg', 'max_epoch')],
+)
+def test_argument_that_a_part_of_the_runner_has_not(key, argument, tmp_path):
+    config = dict(
+        model=ToyModel(),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=[1, 2],
+            batch_size=1,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.0)),
+    )
+    config[key][argument] = 1
+    with pytest.raises(SystemExit, match=f'refuses the con.*{argument!r}'):
+        with building.mistakes_in_lines():
+            Runner(**config).train()
+
+
+class ToyModel(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return {}
 
 
 class Wrong(nn.Module):

@@ -84,7 +84,10 @@ def begin(model, train, val=None, topk=(1,)):
 
     ClassesHook().before_run(
         SimpleNamespace(
-            model=model, train_loop=loop(train), val_loop=loop(val)
+            model=model,
+            _train_loop=loop(train),
+            _val_loop=loop(val),
+            _test_loop=dict(),
         )
     )
 
@@ -140,7 +143,7 @@ def test_a_lone_name_is_no_tuple():
 
 @pytest.mark.parametrize('topk', [(1, 5), ('x',), (0,)])
 def test_accuracy_among_more_classes_than_there_are(topk):
-    said = refusal(model(), data('a', 'b'), data('a', 'b'), topk)
+    said = refusal(model(), SimpleNamespace(), data('a', 'b'), topk)
     assert said.startswith('error: val_evaluator.topk is ')
     assert 'a number from 1 to 2' in said
 

@@ -70,6 +70,18 @@ def test_sections_are_dicts(key):
         values.check_sections(Config({key: None}), (key,))
 
 
+@pytest.mark.parametrize('key', ['load_from', 'work_dir'])
+def test_paths(key):
+    with pytest.raises(ValueError, match=f'{key} must be a path, got 3'):
+        values.check_sections(Config({key: 3}), ())
+
+
+def test_parts_of_a_split_are_there_together():
+    some = dict(val_dataloader={}, val_cfg={}, test_cfg=None)
+    with pytest.raises(ValueError, match='the config has no val_evaluator'):
+        values.check_sections(Config(some), ())
+
+
 @pytest.mark.parametrize('value', ['x', [3], dict(type='A')])
 def test_hooks_are_a_list_of_dicts(value):
     with pytest.raises(ValueError, match='custom_hooks must be a list of'):
@@ -85,7 +97,10 @@ def test_legal_sections():
                 custom_hooks=[one],
                 param_scheduler=one,
                 val_evaluator=[one],
-                val_cfg=None,
+                val_dataloader=one,
+                val_cfg={},
+                test_cfg=None,
+                load_from=None,
             )
         ),
         ('model',),
