@@ -102,14 +102,17 @@ ROOMS = {
         outside=('numpy', 'torch', 'mmengine', 'mmpretrain'),
     ),
     'analysis': Room(
-        within=('analysis', 'apis', 'arguments', 'backbones', 'ops'),
+        within=(
+            *('analysis', 'apis', 'arguments', 'backbones'),
+            *('config_files', 'ops'),
+        ),
         outside=('numpy', 'torch', 'mmengine'),
     ),
     # The hosts and what draws are imported when they are asked for.
     'apis': Room(
         within=(
             *('apis', 'arguments', 'backbones', 'checkpoint', 'hub'),
-            *('weight_files', 'whole_files'),
+            *('config_files', 'weight_files', 'whole_files'),
         ),
         outside=(
             *('numpy', 'torch', 'mmengine', 'mmcv', 'cv2', 'PIL', 'rich'),
@@ -120,7 +123,8 @@ ROOMS = {
     'benchmark': Room(
         within=(
             *('benchmark', 'backbones', 'compat', 'deploy', 'graphs'),
-            *('ops', 'ops/scan', 'file_locks', 'whole_files'),
+            'config_files',
+            *('csv_files', 'ops', 'ops/scan', 'file_locks'),
         ),
         outside=(
             *('torch', 'mmengine', 'mmcv', 'cv2', 'rich', 'timm'),
@@ -130,11 +134,13 @@ ROOMS = {
     'cli': Room(
         within=(
             *('cli', 'backbones', 'compat', 'hub', 'resuming'),
-            *('data_preprocessor', 'file_locks', 'weight_files'),
-            'whole_files',
+            *('config_files', 'data_preprocessor', 'file_locks'),
+            *('weight_files', 'whole_files'),
         ),
         outside=('torch', 'mmengine', 'cv2'),
     ),
+    'config_files': Room(within=(), outside=('mmengine',)),
+    'csv_files': Room(within=('whole_files',), outside=()),
     'file_locks': Room(within=(), outside=()),
     'log': Room(within=(), outside=('mmengine',)),
     'resuming': Room(within=('weight_files',), outside=('torch',)),

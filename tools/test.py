@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+NEEDED = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
 
 
 def parse_args():
@@ -101,12 +102,14 @@ def draw_predictions(cfg, folder):
 
 def prepare_config(args):
     """Returns the config with the arguments laid over it, and checked."""
-    from evmamba_mm.cli import checks, launch
+    from evmamba_mm.cli import checks, launch, values
 
     cfg = launch.read_config(args)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     with checks.errors_in_a_line():
+        values.check_sections(cfg, NEEDED)
+        values.check_values(cfg)
         if args.tta:
             augment_at_test_time(cfg)
         if args.show_dir:
@@ -117,10 +120,11 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
-    from evmamba_mm.cli import checks, launch, weights
+    from evmamba_mm.cli import checks, classes, launch, weights
 
     cfg = prepare_config(args)
     runner = launch.build_runner(cfg)
+    runner.register_hook(classes.ClassesHook())
     if args.out:
         from mmengine.evaluator import DumpResults
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 SPLITS = ('train', 'val')
+NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 
 
 def parse_args():
@@ -99,20 +100,21 @@ def scale_learning_rate(cfg):
 
 def prepare_config(args):
     """Returns the config with the arguments laid over it, and checked."""
-    from evmamba_mm.cli import checks, launch, weights
+    from evmamba_mm.cli import checks, classes, launch, values, weights
 
     cfg = launch.read_config(args)
     with checks.errors_in_a_line():
+        values.check_sections(cfg, NEEDED)
         if args.resume is not None:
             resume_from(cfg, args.resume)
         if args.amp:
             use_mixed_precision(cfg)
         if args.auto_scale_lr:
             scale_learning_rate(cfg)
-        checks.check_length(cfg)
+        values.check_values(cfg)
         checks.check_precision(cfg)
         checks.check_outputs(cfg)
-        checks.check_classes(cfg)
+        classes.check_classes(cfg)
         checks.check_data(cfg, SPLITS)
         weights.check_weight_files(cfg)
     return cfg
@@ -120,7 +122,7 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
-    from evmamba_mm.cli import checks, launch, lock, resume, weights
+    from evmamba_mm.cli import checks, classes, launch, lock, resume, weights
 
     cfg = prepare_config(args)
     with contextlib.ExitStack() as stack:
@@ -128,6 +130,7 @@ def main():
             stack.enter_context(lock.work_folder(cfg.work_dir, cfg.launcher))
             resume.choose_checkpoint(cfg)
         runner = launch.build_runner(cfg)
+        runner.register_hook(classes.ClassesHook())
         with checks.errors_in_a_line():
             checks.check_optimizer(cfg)
             for key, checkpoint, prefix in weights.starting_weights(cfg):

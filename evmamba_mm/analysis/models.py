@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..arguments import checked
 from ..backbones import EfficientVMamba
+from ..config_files import read_config as read_config_file
 from .flops import count_flops
 
 PROPOSALS = 1000
@@ -93,7 +94,7 @@ def read_config(path: Path) -> Config:
     """Read a config file; each is read once."""
     # mmengine reads every metafile of a host anew for each base of it.
     with mock.patch('mmengine.config.utils.load', _load_file_once):
-        return Config.fromfile(path)
+        return read_config_file(path)
 
 
 def build(cfg: Config) -> nn.Module:
@@ -221,6 +222,10 @@ def count_config(path: str | Path) -> Count:
         raise ValueError(
             f'{path}: default_scope must be one of {", ".join(PROTOCOLS)}, '
             f'got {cfg.get("default_scope")!r}'
+        )
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(
+            f'{path}: model must be a dict, got {cfg.get("model")!r}'
         )
     return _count_model(ModelKey(cfg))
 

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 
 from ..arguments import checked
+from ..config_files import read_config
 from .limits import not_finite
 from .outcomes import Outcome, predictions
 from .predictors import Predictor, build_predictor
@@ -40,7 +41,7 @@ def load_predictor(
             raise ValueError(
                 f'config must be a Config or a path, got {config!r}'
             )
-        config = Config.fromfile(config)
+        config = read_config(config)
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     predictor = build_predictor(config, device)

@@ -54,6 +54,8 @@ def build_predictor(cfg: Config, device: str) -> 'Predictor':
     for key in ('model', 'test_dataloader'):
         if cfg.get(key) is None:
             raise ValueError(f'the config has no {key}')
+        if not isinstance(cfg[key], dict):
+            raise ValueError(f'{key} must be a dict, got {cfg[key]!r}')
     from mmengine.registry import init_default_scope
 
     # mmpretrain's inferencer, alone of the three, leaves it to the caller.

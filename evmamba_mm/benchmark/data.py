@@ -9,9 +9,9 @@ from pathlib import Path
 
 import cv2
 import torch
-from mmengine.config import Config
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, DefaultScope
 
+from ..config_files import read_config
 from . import timing
 
 # The training data's own pipeline.
@@ -34,7 +34,7 @@ def pipeline_config(path, folder, pipeline=OWN):
         ValueError: If the training data have no pipeline, or the config no
             such list.
     """
-    config = Config.fromfile(path)
+    config = read_config(path)
     settings = config.train_dataloader.dataset
     while 'pipeline' not in settings and 'dataset' in settings:
         settings = settings.dataset

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from ..config_files import read_config
 from ..graphs import graph_training
 from . import modes, timing
 from .session import Session
@@ -26,7 +26,7 @@ PHASES = (STEP, INSIDE, ALONE)
 
 def build(path: str | Path, device: torch.device) -> nn.Module:
     """Builds a config's detector with random weights, in training mode."""
-    config = Config.fromfile(path)
+    config = read_config(path)
     for part in (config.model, config.model.backbone):
         part.pop('init_cfg', None)
     with DefaultScope.overwrite_default_scope(config.default_scope):

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
@@ -20,6 +19,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, TensorDataset
 
 from ..compat import init_cpu_dist
+from ..config_files import read_config
 from . import timing
 
 BATCHES = 2
@@ -213,7 +213,7 @@ def train(config, batches, mode, device, repeats, split):
 
 def batches_of(path, size, device):
     """Batches in memory: of noise where a size is given, else of the data."""
-    config = Config.fromfile(path)
+    config = read_config(path)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         if size is None:
             return loaded_batches(config)
@@ -240,7 +240,7 @@ class Trainings:
         """Time of a phase."""
         split = phase != PHASES[0]
         if split not in self.found:
-            config = Config.fromfile(self.path)
+            config = read_config(self.path)
             self.found[split] = train(config, *self.arguments, split)
         parts, peak = self.found[split]
         return timing.Measured(parts[phase], peak)
@@ -268,7 +268,7 @@ def run(session, paths, modes, size):
         batches = batches_of(path, size, session.device)
         inputs = batches[0]['inputs']
         shape = 'x'.join(map(str, inputs[0].shape[1:]))
-        dtype = dtype_of(Config.fromfile(path))
+        dtype = dtype_of(read_config(path))
         for mode in modes:
             trainings = Trainings(
                 path, batches, mode, session.device, session.repeats

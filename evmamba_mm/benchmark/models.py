@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ..backbones import ARCHS
+from ..config_files import read_config
 
 SOURCES = ('EfficientVMamba', 'timm', 'mmpretrain', 'config')
 EXAMPLES = (
@@ -91,7 +91,7 @@ def from_timm(name: str) -> nn.Module:
 
 def from_config(path: str) -> nn.Module:
     """Build the model of a config file."""
-    config = Config.fromfile(path)
+    config = read_config(path)
     config.model.pop('init_cfg', None)
     config.model.backbone.pop('init_cfg', None)
     with DefaultScope.overwrite_default_scope(config.default_scope):

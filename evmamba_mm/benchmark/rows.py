@@ -1,12 +1,11 @@
 """Rows of measurements, in a CSV file and as a Markdown table."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ..csv_files import read_rows, write_rows
 from ..file_locks import alone
-from ..whole_files import written_whole
 
 KEY = ('model', 'mode', 'phase', 'batch', 'size', 'dtype', 'device')
 
@@ -55,18 +54,9 @@ def read(path: str | Path) -> list[dict[str, str]]:
     """Reads the rows of a file as dicts of strings.
 
     Raises:
-        ValueError: If the file or one of its columns is missing.
+        ValueError: If the file is missing or damaged.
     """
-    if not Path(path).is_file():
-        raise ValueError(f'there is no file {str(path)!r}')
-    with open(path, newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
-                f'{str(path)!r} must have the columns {",".join(COLUMNS)}, '
-                f'it has {",".join(reader.fieldnames or ()) or "none"}'
-            )
-        rows = list(reader)
+    rows = read_rows(path, COLUMNS)
     for line, row in enumerate(rows, 2):
         for column in ('images_per_s', 'ms'):
             check_positive(row[column], f'{str(path)!r} line {line}, {column}')
@@ -94,11 +84,8 @@ def store(path: str | Path, row: Row) -> None:
             stored[keys.index(key_of(new))] = new
         else:
             stored.append(new)
-        with written_whole(path) as part:
-            with part.open('w', newline='', encoding='utf-8') as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-                writer.writeheader()
-                writer.writerows(stored)
+        cells = ([row[name] for name in COLUMNS] for row in stored)
+        write_rows(path, COLUMNS, cells)
 
 
 def best(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:

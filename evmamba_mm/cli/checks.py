@@ -172,22 +172,6 @@ def check_optimizer(cfg: Config) -> None:
             )
 
 
-def check_length(cfg: Config) -> None:
-    """Refuse a training of no epoch or iteration, which would end at once.
-
-    Raises:
-        ValueError: It names the key.
-    """
-    for key in ('max_epochs', 'max_iters'):
-        value = (cfg.get('train_cfg') or {}).get(key)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and value > 0):
-            raise ValueError(
-                f'train_cfg.{key} must be an integer of at least 1, got '
-                f'{value!r}'
-            )
-
-
 def check_outputs(cfg: Config) -> None:
     """Refuse outputs of the backbone that the neck reads none of.
 
@@ -216,39 +200,6 @@ def check_outputs(cfg: Config) -> None:
         logger.warning(message)
         return
     raise ValueError(message)
-
-
-def check_classes(cfg: Config) -> None:
-    """Compare the numbers of classes of a classifier's two parts.
-
-    A preprocessor inside `model` replaces the one beside it, whose mean and
-    std it then lacks: a log line tells so.
-
-    Raises:
-        ValueError: If preprocessor and head differ.
-    """
-    model = cfg.get('model') or {}
-    if model.get('type') != 'ImageClassifier':
-        return
-    place, used = 'data_preprocessor', cfg.get('data_preprocessor')
-    inner = model.get('data_preprocessor')
-    if inner is not None:
-        dropped = [key for key in ('mean', 'std') if used and key not in inner]
-        if dropped and used.get('mean') is not None:
-            logger.warning(
-                'model.data_preprocessor replaces the data_preprocessor at '
-                'the top level, and images are not normalised: it has no %s. '
-                'Write its keys into the data_preprocessor at the top level',
-                ' and no '.join(dropped),
-            )
-        place, used = 'model.data_preprocessor', inner
-    head = (model.get('head') or {}).get('num_classes')
-    classes = (used or {}).get('num_classes')
-    if None not in (head, classes) and head != classes:
-        raise ValueError(
-            f'{place}.num_classes is {classes} and model.head.num_classes '
-            f'is {head}; set both to the number of classes of your data'
-        )
 
 
 def datasets_of(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
@@ -324,6 +275,9 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     needed = {}
     for split in splits:
         for where, dataset in datasets_of(cfg, split):
+            root = dataset.get('data_root')
+            if root is not None and not isinstance(root, str | Path):
+                raise ValueError(f'{where}.data_root must be a path: {root!r}')
             paths = local_paths(dataset)
             needed.update((f'{where}.{end}', path) for end, path in paths)
         needed.update(annotations_of(cfg, split))
@@ -380,7 +334,7 @@ def explain_missing(
                     folders[f'{where}.{key}'] = (folder, where, dataset)
     if not folders:
         return None
-    key = max(folders, key=lambda name: len(folders[name][0]))
+    key = max(folders, key=lambda name: len(Path(folders[name][0]).parts))
     folder, where, dataset = folders[key]
     annotations = dataset.get('ann_file')
     named = f' and {where}.ann_file names it' if annotations else ''

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from ..compat import init_cpu_dist
+from ..config_files import read_config as read_config_file
 from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
 from . import building, checks, samples
@@ -44,10 +45,10 @@ def load_config(path: str | Path, pairs: Sequence[str] = ()) -> Config:
     """Read a config and lay KEY=VALUE strings over it.
 
     Raises:
-        ValueError: If a key of the config is misspelt, or an override would
-            change nothing that is read.
+        ValueError: If the file cannot be read, a key of it is misspelt, or an
+            override would change nothing that is read.
     """
-    cfg = Config.fromfile(path)
+    cfg = read_config_file(path)
     options = parse_options(pairs)
     checks.check_keys(cfg)
     checks.check_overrides(cfg, options)
@@ -85,7 +86,7 @@ def build_runner(cfg: Config) -> Runner:
     with (
         checks.errors_in_a_line((WorkFolderError,)),
         work_folder_named(cfg),
-        building.mistakes_in_lines(),
+        building.mistakes_in_lines(builds_all=True),
     ):
         if 'runner_type' in cfg:
             return RUNNERS.build(cfg)
@@ -146,6 +147,7 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
         ),
         samples.named(),
         building.mistakes_in_lines(),
+        building.unknown_score_in_a_line(),
     ):
         try:
             yield

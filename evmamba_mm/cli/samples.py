@@ -56,6 +56,7 @@ def _naming_files(prepare: Callable) -> Callable:
             if hasattr(error, 'add_note'):
                 error.add_note(f'sample {idx}: {_files(info)}')
             raise
+        _check_packed(sample)
         _check_map(self, idx, sample)
         return sample
 
@@ -100,6 +101,20 @@ def _refused_by_opencv(
     height, width = cv2.imread(path).shape[:2]
     said = ' '.join(str(error).split())
     return f'img_path {path} of {width}x{height} pixels: {said}'
+
+
+def _check_packed(sample: Any) -> None:
+    """Refuse a sample that is still what was read, and not packed."""
+    if (
+        isinstance(sample, Mapping)
+        and 'img_path' in sample
+        and 'inputs' not in sample
+    ):
+        raise SampleError(
+            f'img_path {sample["img_path"]}: the pipeline of its data set is '
+            'empty, or does not end in PackInputs (mmpretrain), '
+            'PackDetInputs (mmdet) or PackSegInputs (mmseg)'
+        )
 
 
 def _check_map(dataset: BaseDataset, idx: int, sample: Any) -> None:

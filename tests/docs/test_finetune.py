@@ -106,7 +106,7 @@ def test_a_classifier_learns_from_the_weights(place, cells):
         (('head=dict(num_classes=classes)', 'head=dict()'), 'set both to'),
         (
             ('classes, epochs = 3, 20', 'classes, epochs = 2, 1'),
-            'has the label 2',
+            'and the data set of train_dataloader has 3',
         ),
     ],
     ids=['head', 'both'],

@@ -77,3 +77,22 @@ def test_page_shows_what_was_measured(monkeypatch, capsys, tool, file, mark):
     block = re.compile(rf'<!-- {mark} -->\n(.*?)<!-- /{mark} -->', re.DOTALL)
     (shown,) = block.findall(page)
     assert shown.split() == made.split()
+
+
+@pytest.mark.parametrize('tool', ['benchmark', 'check'])
+def test_table_of_another_file_is_a_line(monkeypatch, capsys, tool):
+    tool = load_tool(f'deployment/{tool}', monkeypatch)
+    assert tool.main(['table', str(ROOT / 'README.md')]) == 1
+    assert 'must have the columns' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'tool, option', [('check', '--archs'), ('benchmark', '--models')]
+)
+def test_model_that_there_is_not(monkeypatch, capsys, tool, option, tmp_path):
+    tool = load_tool(f'deployment/{tool}', monkeypatch)
+    out = tmp_path / 'rows.csv'
+    name = 'EfficientVMamba:huge' if option == '--models' else 'huge'
+    assert tool.main(['measure', str(out), option, name]) == 1
+    assert 'must be one of atto, tiny' in capsys.readouterr().err
+    assert not out.exists()

@@ -4,7 +4,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
+from mmengine.runner import Runner
 from torch import nn
 
 from evmamba_mm.cli import building, checks, launch
@@ -24,6 +26,17 @@ def test_illegal_argument():
     )
 
 
+class Library:
+    """Raises in its own code, as a library does."""
+
+    def __init__(self):
+        Config(dict())['bbox']
+
+
+def test_key_that_is_not_there():
+    assert said(MODELS, dict(type=Library)).endswith("there is no 'bbox'")
+
+
 def test_unknown_type():
     assert 'Nope of the config cannot be built: Nope is not in the' in said(
         MODELS, dict(type='Nope')
@@ -38,6 +51,53 @@ def test_broken_annotations(text, tmp_path):
     assert 'BaseDataset (data_root=' in line
     assert "ann_file='broken.json') of the config cannot" in line
     assert '\n' not in line
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (b'\xff', "codec can't decode byte 0xff"),
+        (None, 'Is a directory'),
+    ],
+    ids=['image', 'folder'],
+)
+def test_annotations_of_another_kind(content, words, tmp_path):
+    path = tmp_path / 'other.json'
+    path.mkdir() if content is None else path.write_bytes(content)
+    config = dict(type=BaseDataset, ann_file=str(path))
+    assert words in said(DATASETS, config)
+
+
+@pytest.mark.parametrize(
+    'key, argument',
+    [('train_dataloader', 'batchsize'), ('train_cfg', 'max_epoch')],
+)
+def test_argument_that_a_part_of_the_runner_has_not(key, argument, tmp_path):
+    config = dict(
+        model=ToyModel(),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=[1, 2],
+            batch_size=1,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.0)),
+    )
+    config[key][argument] = 1
+    with pytest.raises(SystemExit, match=f'refuses the con.*{argument!r}'):
+        with building.mistakes_in_lines():
+            Runner(**config).train()
+
+
+class ToyModel(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return {}
 
 
 class Wrong(nn.Module):
@@ -58,16 +118,27 @@ def test_error_outside_of_building_is_left_alone():
             int('x')
 
 
-@pytest.mark.parametrize('value', [0, -1, 'abc', 1.5, True])
-@pytest.mark.parametrize('key', ['max_epochs', 'max_iters'])
-def test_training_of_no_length(key, value):
-    with pytest.raises(ValueError, match=f'train_cfg.{key} must be'):
-        checks.check_length(Config(dict(train_cfg={key: value})))
+def test_arguments_that_the_runner_refuses(tmp_path):
+    with pytest.raises(SystemExit, match='error: the Runner refuses the conf'):
+        with building.mistakes_in_lines(builds_all=True):
+            Runner(model=dict(), work_dir=str(tmp_path), randomness=dict(a=1))
 
 
-def test_training_of_a_length():
-    checks.check_length(Config(dict(train_cfg=dict(max_epochs=3))))
-    checks.check_length(Config(dict(model=dict())))
+def test_score_that_there_is_not():
+    def _save_best_checkpoint(metrics, key):
+        return metrics[key]
+
+    for scores in (dict(mIoU=1), dict(a=1, b=2)):
+        with pytest.raises(SystemExit) as stopped:
+            with building.unknown_score_in_a_line():
+                _save_best_checkpoint(scores, 'miou')
+        assert stopped.value.code == (
+            "error: default_hooks.checkpoint.save_best is 'miou'; the "
+            f'validation gives {", ".join(scores)}'
+        )
+    with pytest.raises(KeyError):
+        with building.unknown_score_in_a_line():
+            dict()['of my own']
 
 
 @pytest.mark.parametrize('name', ['Adamm', 'NoSuch'])

@@ -93,6 +93,86 @@ def test_voc_folder_of_something_else(convert, tmp_path, capsys):
     assert 'holds no Annotations/*.xml' in capsys.readouterr().err
 
 
+def change(voc, old, new, name='Annotations/BloodImage_00000.xml'):
+    path = voc / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    'old, new, said',
+    [
+        ('</annotation>', '', "00.xml' is no XML: no element found"),
+        ('annotation>', 'html>', "00.xml' is no annotation: it holds <html>"),
+        ('<name>RBC</name>', '', "00.xml': an object has no <name>"),
+        ('<xmax>10</xmax>', '', "00.xml': <bndbox/xmax> must be a number"),
+        ('<xmax>10<', '<xmax>ten<', "must be a number, got 'ten'"),
+        ('<xmax>10<', '<xmax>nan<', "must be a number, got 'nan'"),
+        ('<width>64<', '<width>65<', '<width> is 65, and that of '),
+    ],
+)
+def test_voc_broken_annotation(old, new, said, voc, convert, tmp_path, capsys):
+    change(voc, old, new)
+    assert convert('voc', voc, tmp_path / 'out') == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_voc_size_of_an_annotation_may_lack(voc, convert, tmp_path):
+    change(voc, '<width>64</width><height>48<', '<height>0<')
+    assert convert('voc', voc, tmp_path / 'out') == 0
+    image = read(tmp_path / 'out', 'train')['images'][0]
+    assert (image['width'], image['height']) == (64, 48)
+
+
+@pytest.mark.parametrize(
+    'corners, box, said',
+    [
+        ((0, 1, 10, 48), [0, 0, 10, 48], 'train: 1 boxes clipped at the bord'),
+        ((60, 3, 66, 9), [59, 2, 5, 7], 'train: 1 boxes clipped at the bord'),
+        ((9, 3, 8, 48), None, 'train: 1 boxes dropped, which are empty'),
+        ((9, 30, 12, 3), None, 'train: 1 boxes dropped, which are empty'),
+        ((90, 3, 99, 48), None, 'train: 1 boxes dropped, which are empty'),
+        ((1, 1, 64, 48), [0, 0, 64, 48], ''),
+    ],
+    ids=['left', 'right', 'no-width', 'negative', 'outside', 'whole'],
+)
+def test_voc_box_out_of_its_image(
+    corners, box, said, voc, convert, tmp_path, capsys
+):
+    tags = ('xmin', 'ymin', 'xmax', 'ymax')
+    for tag, old, new in zip(tags, (1, 3, 10, 48), corners, strict=True):
+        change(voc, f'<{tag}>{old}<', f'<{tag}>{new}<')
+    assert convert('voc', voc, tmp_path / 'out') == 0
+    first, *others = read(tmp_path / 'out', 'train')['annotations']
+    assert (first['bbox'] if others else None) == box
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    'name, content, said',
+    [
+        ('ImageSets/Main/val.txt', b'\n', "val.txt' names no image"),
+        ('ImageSets/Main/val.txt', b'\xff', "val.txt' is no text in UTF-8"),
+        ('ImageSets/Main/val.txt', b'a\na\n', "names 'a' twice"),
+        ('JPEGImages/BloodImage_00000.jpg', b'', 'is no image that can be'),
+    ],
+    ids=['empty', 'binary', 'repeated', 'image'],
+)
+def test_voc_broken_file(name, content, said, voc, convert, tmp_path, capsys):
+    (voc / name).write_bytes(content)
+    assert convert('voc', voc, tmp_path / 'out') == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['--classes', '--splits'])
+def test_voc_name_that_is_given_twice(option, voc, convert, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        convert('voc', voc, tmp_path / 'out', option, 'a', 'b', 'a')
+    assert f"{option} names 'a' twice" in capsys.readouterr().err
+
+
 def write_stage1_train(source):
     """The layout of the Data Science Bowl: two squares in each RGBA image."""
     for number in range(8):

@@ -48,6 +48,14 @@ def test_broken_image_is_a_line(name, content, message, workers, good):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_image_that_is_not_packed(workers, good):
+    loader = DataLoader(data_set(dict, good), num_workers=workers)
+    with pytest.raises(samples.SampleError, match='good.png: the pipeline of'):
+        with samples.named():
+            list(loader)
+
+
 def test_slender_image_that_opencv_refuses(good):
     def shrink(info):
         return cv2.resize(cv2.imread(info['img_path']), (0, 4))

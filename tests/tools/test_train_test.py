@@ -171,10 +171,10 @@ def test_head_that_does_not_fit_is_refused(trained):
         'toy.py',
         'work/epoch_1.pth',
         '--cfg-options',
-        'model.head.num_classes=3',
+        'model.head.in_channels=64',
     )
     assert status != 0
-    assert 'fit the model of the config: 2 of another shape (head.fc' in output
+    assert 'fit the model of the config: 1 of another shape (head.fc' in output
     assert 'Traceback' not in output
 
 

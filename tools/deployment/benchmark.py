@@ -7,8 +7,8 @@ nothing else use the machine.
 """
 
 import argparse
-import csv
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -39,12 +39,18 @@ def parse_args(argv=None):
     measure.add_argument(
         '--runtimes', nargs='+', default=RUNTIMES, choices=RUNTIMES
     )
-    measure.add_argument('--threads', type=int, nargs='+', default=(1, 2))
-    measure.add_argument('--repeats', type=int, default=50)
+    measure.add_argument('--threads', type=positive, nargs='+', default=(1, 2))
+    measure.add_argument('--repeats', type=positive, default=50)
     measure.add_argument('--note', default='', help='goes into each row')
     table = tasks.add_parser('table', help='print a CSV file as Markdown')
     table.add_argument('csv', type=Path, metavar='CSV')
     return parser.parse_args(argv)
+
+
+def positive(text):
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
+    return int(text)
 
 
 def cpu_name():
@@ -113,8 +119,11 @@ def measure(args):
     import torch
 
     from evmamba_mm.benchmark.models import build_classifier
+    from evmamba_mm.csv_files import write_rows
     from evmamba_mm.export import DenseModel
+    from evmamba_mm.whole_files import check_writable
 
+    check_writable(args.csv)
     image = torch.randn(1, 3, 224, 224)
     rows = []
     with tempfile.TemporaryDirectory() as root:
@@ -144,38 +153,28 @@ def measure(args):
                     )
                     for name, times in timed(runs, args.repeats).items()
                 ]
-                write(args.csv, rows)
+                write_rows(args.csv, COLUMNS, rows)
 
 
-def write(path, rows):
-    with open(path, 'w', newline='') as file:
-        csv.writer(file, lineterminator='\n').writerows([COLUMNS, *rows])
+def print_table(args):
+    from evmamba_mm.csv_files import pivoted, read_rows
 
-
-def print_table(path):
-    with open(path, newline='') as file:
-        rows = list(csv.DictReader(file))
-    keys = dict.fromkeys((row['runtime'], row['threads']) for row in rows)
-    cells = {
-        (row['model'], row['runtime'], row['threads']): row['ms']
-        for row in rows
-    }
-    heads = [f'{runtime}, {threads}' for runtime, threads in keys]
-    print('| model |', ' | '.join(heads), '|')
-    print('|---' * (len(heads) + 1) + '|')
-    for model in dict.fromkeys(row['model'] for row in rows):
-        values = [cells.get((model, *key), '') for key in keys]
-        print(f'| {model} |', ' | '.join(values), '|')
+    rows = read_rows(args.csv, COLUMNS, ('ms',))
+    print(pivoted(rows, ('model',), ('runtime', 'threads'), 'ms'))
 
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.task == 'table':
-        print_table(args.csv)
-    else:
-        measure(args)
+    try:
+        (print_table if args.task == 'table' else measure)(args)
+    except (ValueError, OSError, ImportError) as failure:
+        print(f'error: {failure}', file=sys.stderr)
+        return 1
     return 0
 
 
 if __name__ == '__main__':
+    # The reader of a pipe may leave, as `head` does. Windows has no signal.
+    if hasattr(signal, 'SIGPIPE'):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

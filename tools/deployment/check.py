@@ -8,8 +8,8 @@ its rows tell how far the outputs move, not what a trained model scores.
 
 import argparse
 import copy
-import csv
 import math
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -156,8 +156,11 @@ def nncf_errors(model, folder, images):
 def measure(args):
     import torch
 
+    from evmamba_mm.csv_files import write_rows
     from evmamba_mm.export.compare import compare
+    from evmamba_mm.whole_files import check_writable
 
+    check_writable(args.csv)
     rows = []
     for arch in args.archs:
         model = classifier(arch)
@@ -176,37 +179,28 @@ def measure(args):
                     size = 'x'.join(map(str, image.shape))
                     rows.append((arch, runtime, size, f'{error:.1e}'))
                     print(*rows[-1], file=sys.stderr, flush=True)
-                    write(args.csv, rows)
+                    write_rows(args.csv, COLUMNS, rows)
 
 
-def write(path, rows):
-    with open(path, 'w', newline='') as file:
-        csv.writer(file, lineterminator='\n').writerows([COLUMNS, *rows])
+def print_table(args):
+    from evmamba_mm.csv_files import pivoted, read_rows
 
-
-def print_table(path):
-    with open(path, newline='') as file:
-        rows = list(csv.DictReader(file))
-    archs = list(dict.fromkeys(row['arch'] for row in rows))
-    cells = {
-        (row['runtime'], row['image'], row['arch']): row['error']
-        for row in rows
-    }
-    print('| runtime | image |', ' | '.join(archs), '|')
-    print('|---' * (len(archs) + 2) + '|')
-    for runtime, image in dict.fromkeys(key[:2] for key in cells):
-        values = [cells.get((runtime, image, arch), '') for arch in archs]
-        print(f'| {runtime} | {image} |', ' | '.join(values), '|')
+    rows = read_rows(args.csv, COLUMNS, ('error',))
+    print(pivoted(rows, ('runtime', 'image'), ('arch',), 'error'))
 
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.task == 'table':
-        print_table(args.csv)
-    else:
-        measure(args)
+    try:
+        (print_table if args.task == 'table' else measure)(args)
+    except (ValueError, OSError, ImportError) as failure:
+        print(f'error: {failure}', file=sys.stderr)
+        return 1
     return 0
 
 
 if __name__ == '__main__':
+    # The reader of a pipe may leave, as `head` does. Windows has no signal.
+    if hasattr(signal, 'SIGPIPE'):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

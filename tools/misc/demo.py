@@ -176,29 +176,9 @@ def held_out_images(root: Path, pattern: str) -> list[np.ndarray]:
     ]
 
 
-def outline_instances(image: np.ndarray, sample) -> np.ndarray:
-    """Outline each mask in a colour of its own, without labels.
-
-    There is one class, and thirty labels would cover the image. Dim images
-    are brightened, after the prediction.
-    """
-    import cv2
-
-    masks = sample.pred_instances.masks.cpu().numpy().astype(np.uint8)
-    picture = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
-    for number, mask in enumerate(masks):
-        # Neighbours get hues that lie far apart: the golden angle.
-        hue = np.uint8([[[number * 68.75 % 180, 200, 255]]])
-        colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-        contours, _ = cv2.findContours(
-            mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-        )
-        cv2.drawContours(picture, contours, -1, colour, 2, cv2.LINE_AA)
-    return picture
-
-
 def draw_sheet(runner, task: Task, device: str) -> Path:
     """Draw predictions on held-out images into one picture."""
+    import cv2
     import mmcv
 
     from evmamba_mm.apis import load_predictor, predict
@@ -207,10 +187,8 @@ def draw_sheet(runner, task: Task, device: str) -> Path:
     config = work_dir / Path(runner.cfg.filename).name
     weights = (work_dir / 'last_checkpoint').read_text().strip()
     predictor = load_predictor(config, weights, device)
-    draw = predictor.draw
     if predictor.task == 'detection':
         predictor.score_thr = 0.5
-        draw = outline_instances
     root = Path(runner.cfg.val_dataloader.dataset.data_root)
     images = held_out_images(root, task.images)
     step = TILE_SIZE + GAP
@@ -219,7 +197,9 @@ def draw_sheet(runner, task: Task, device: str) -> Path:
     for number, outcome in enumerate(predict(predictor, images)):
         row, column = divmod(number, TILES[1])
         top, left = row * step, column * step
-        tile = draw(images[number][..., ::-1], outcome.sample)
+        # Some are dim: they are brightened, after the prediction.
+        image = cv2.normalize(images[number], None, 0, 255, cv2.NORM_MINMAX)
+        tile = predictor.draw(image[..., ::-1], outcome.sample)
         sheet[top : top + TILE_SIZE, left : left + TILE_SIZE] = tile
     path = work_dir / 'held_out.png'
     mmcv.imwrite(sheet[..., ::-1], str(path))

@@ -1,0 +1,154 @@
+"""Keys of a config that take one kind of value, checked before anything runs.
+
+mmengine reads most of them unchecked, some only at the end of an epoch.
+"""
+
+import difflib
+import inspect
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+SPLITS = ('train', 'val', 'test')
+# Where an integer is meant: the least and the largest.
+INTEGERS = {
+    'train_cfg.max_epochs': (1, math.inf),
+    'train_cfg.max_iters': (1, math.inf),
+    'train_cfg.val_interval': (1, math.inf),
+    'train_cfg.val_begin': (0, math.inf),
+    'optim_wrapper.accumulative_counts': (1, math.inf),
+    'auto_scale_lr.base_batch_size': (1, math.inf),
+    # -1 saves none, and keeps all.
+    'default_hooks.checkpoint.interval': (-1, math.inf),
+    'default_hooks.checkpoint.max_keep_ckpts': (-1, math.inf),
+    'randomness.seed': (0, 2**32 - 1),
+    **{f'{split}_dataloader.batch_size': (1, math.inf) for split in SPLITS},
+    **{f'{split}_dataloader.num_workers': (0, math.inf) for split in SPLITS},
+}
+# Where any number is meant.
+NUMBERS = {
+    'optim_wrapper.optimizer.lr': (0, math.inf),
+    'optim_wrapper.optimizer.weight_decay': (0, math.inf),
+    'optim_wrapper.clip_grad.max_norm': (0, math.inf),
+    'env_cfg.dist_cfg.timeout': (0, math.inf),
+}
+MAPPINGS = (
+    *('model', 'data_preprocessor', 'optim_wrapper', 'auto_scale_lr'),
+    *('default_hooks', 'randomness', 'env_cfg', 'visualizer'),
+    *(f'{split}_dataloader' for split in SPLITS),
+    *(f'{split}_cfg' for split in SPLITS),
+)
+LISTS = ('custom_hooks', 'param_scheduler', 'val_evaluator', 'test_evaluator')
+LOG_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
+
+
+def check_sections(cfg: Config, needed: Sequence[str]) -> None:
+    """Refuse a config that lacks a part, or has something else in its place.
+
+    Args:
+        cfg: The config.
+        needed: Keys without which the tool cannot run.
+
+    Raises:
+        ValueError: It names the key.
+    """
+    for key in needed:
+        if cfg.get(key) is None:
+            raise ValueError(f'the config has no {key}')
+    for key in MAPPINGS:
+        value = cfg.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f'{key} must be a dict, got {value!r}')
+    for key in ('load_from', 'work_dir'):
+        value = cfg.get(key)
+        if value is not None and not isinstance(value, str | Path):
+            raise ValueError(f'{key} must be a path, got {value!r}')
+    for split in SPLITS:
+        keys = [f'{split}_{part}' for part in ('dataloader', 'cfg')]
+        keys += [] if split == 'train' else [f'{split}_evaluator']
+        absent = [key for key in keys if cfg.get(key) is None]
+        if absent and absent != keys:
+            raise ValueError(
+                f'{", ".join(keys)} must all be there, or none of them; the '
+                f'config has no {" and no ".join(absent)}'
+            )
+    for key in LISTS:
+        value = cfg.get(key)
+        # mmengine takes one dict for a list of one, but not of hooks.
+        single = isinstance(value, Mapping) and key != 'custom_hooks'
+        if value is None or single:
+            continue
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(part, Mapping) for part in value
+        ):
+            raise ValueError(f'{key} must be a list of dicts, got {value!r}')
+
+
+def check_values(cfg: Config) -> None:
+    """Refuse values that are no number, or out of their range.
+
+    Raises:
+        ValueError: It names the key, the value and the legal ones.
+    """
+    for limits, kind, word in (
+        (INTEGERS, Integral, 'an integer'),
+        (NUMBERS, Real, 'a number'),
+    ):
+        for key, (least, most) in limits.items():
+            value = value_at(cfg, key)
+            legal = isinstance(value, kind) and not isinstance(value, bool)
+            if value is None or (legal and least <= value <= most):
+                continue
+            limit = '' if most == math.inf else f' and at most {most}'
+            raise ValueError(
+                f'{key} must be {word} of at least {least}{limit}, got '
+                f'{value!r}'
+            )
+    level = cfg.get('log_level')
+    if isinstance(level, str) and not isinstance(
+        logging.getLevelName(level), int
+    ):
+        raise ValueError(
+            f'log_level must be one of {", ".join(LOG_LEVELS)}, got {level!r}'
+        )
+    check_checkpoint_hook(cfg)
+
+
+def value_at(cfg: Config, key: str) -> object:
+    """Return the value of a dotted key, or None where it leads nowhere."""
+    first, *others = key.split('.')
+    node = cfg.get(first)
+    for part in others:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def check_checkpoint_hook(cfg: Config) -> None:
+    """Refuse an argument that would end a training at its first checkpoint.
+
+    The hook hands unknown ones on to `Runner.save_checkpoint`.
+
+    Raises:
+        ValueError: It names the key and the argument that was meant.
+    """
+    hook = value_at(cfg, 'default_hooks.checkpoint')
+    if not isinstance(hook, Mapping) or hook.get('type') not in (
+        *(None, 'CheckpointHook', 'AtomicCheckpointHook'),
+    ):
+        return
+    known = {'type', 'priority', '_scope_'}
+    for function in (CheckpointHook, Runner.save_checkpoint):
+        known |= set(inspect.signature(function).parameters)
+    for key in sorted(set(hook) - known):
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ValueError(
+            f'default_hooks.checkpoint.{key}: CheckpointHook has no argument '
+            f'{key!r}{hint}'
+        )

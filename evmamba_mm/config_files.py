@@ -1,0 +1,81 @@
+"""Config files, read so that a mistake in one is a line that names it."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import mmengine.config.config
+from mmengine.config import Config
+
+READER = mmengine.config.config.__file__
+LIBRARIES = (sys.prefix, sys.base_prefix)
+MISTAKES = (
+    *(AttributeError, ImportError, KeyError, NameError, OSError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+)
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a config file and its bases.
+
+    Raises:
+        FileNotFoundError: If one of them is missing.
+        ValueError: If one of them cannot be read. An error in a module of
+            the user's own that a config imports is raised as it is.
+    """
+    try:
+        return Config.fromfile(path)
+    except FileNotFoundError as error:
+        if error.filename is None or Path(error.filename) == Path(path):
+            raise
+        raise FileNotFoundError(
+            f'config {path}: there is no file {error.filename!r}'
+        ) from error
+    except MISTAKES as error:
+        place = _place(error, path)
+        if place is None:
+            raise
+        raise ValueError(f'config {place}: {_said(error)}') from error
+
+
+def _said(error: Exception) -> str:
+    """Return a message without what surrounds it."""
+    if type(error) is KeyError:
+        return f'there is no {error}'
+    if isinstance(error, SyntaxError):
+        return error.msg
+    if not isinstance(error, ImportError):
+        return str(error)
+    # mmengine's own messages list sys.path.
+    while error.__context__ is not None:
+        error = error.__context__
+    return f'{error}; install it, or name its folder in PYTHONPATH'
+
+
+def _place(error: Exception, path: str | Path) -> str | None:
+    """Say which file, and line, a mistake is in; None if in no config."""
+    # The first is the call of mmengine.
+    _, *walked = traceback.walk_tb(error.__traceback__)
+    frames = [frame for frame, _ in walked]
+    names = [frame.f_code.co_filename for frame in frames]
+    runs = [
+        index
+        for index in range(1, len(frames))
+        if names[index - 1] == READER
+        and frames[index].f_code.co_name == '<module>'
+    ]
+    inner = names[runs[-1] + 1 :] if runs else names
+    if not all(name.startswith((*LIBRARIES, '<')) for name in inner):
+        return None
+    if runs:
+        return f'{names[runs[-1]]}, line {walked[runs[-1]][1]}'
+    files = [
+        str(frame.f_locals.get('filename'))
+        for frame, name in zip(frames, names, strict=True)
+        if name == READER
+    ]
+    # mmengine parses a copy of a file, which it has deleted since.
+    files = [path, *filter(os.path.exists, files)]
+    line = f', line {error.lineno}' if isinstance(error, SyntaxError) else ''
+    return f'{files[-1]}{line}'

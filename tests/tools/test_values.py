@@ -1,0 +1,107 @@
+"""Values of a wrong kind are refused before anything runs."""
+
+import pytest
+from mmengine.config import Config
+
+from evmamba_mm.cli import values
+
+
+def nested(key, value):
+    for part in reversed(key.split('.')):
+        value = {part: value}
+    return Config(value)
+
+
+@pytest.mark.parametrize('value', ['x', True, -2, 1.5])
+@pytest.mark.parametrize('key', values.INTEGERS)
+def test_integers(key, value):
+    with pytest.raises(ValueError, match=f'^{key} must be an integer') as e:
+        values.check_values(nested(key, value))
+    assert str(e.value).endswith(f'got {value!r}')
+
+
+@pytest.mark.parametrize('value', ['x', True, -0.1])
+@pytest.mark.parametrize('key', values.NUMBERS)
+def test_numbers(key, value):
+    with pytest.raises(ValueError, match=f'^{key} must be a number'):
+        values.check_values(nested(key, value))
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('train_cfg.max_epochs', 3),
+        ('train_cfg.max_epochs', None),
+        ('train_cfg.val_interval', 1),
+        ('default_hooks.checkpoint', None),
+        ('default_hooks.checkpoint.interval', -1),
+        ('default_hooks.checkpoint._scope_', 'mmdet'),
+        ('default_hooks.checkpoint.backend_args', None),
+        ('default_hooks.checkpoint.meta', {}),
+        ('randomness.seed', 2**32 - 1),
+        ('optim_wrapper.optimizer.lr', 1e-3),
+        ('log_level', 'WARN'),
+        ('log_level', 10),
+        ('model.type', 'x'),
+    ],
+)
+def test_legal_values(key, value):
+    values.check_values(nested(key, value))
+
+
+@pytest.mark.parametrize('level', ['LOUD', 'info'])
+def test_level_of_the_log(level):
+    with pytest.raises(ValueError, match=f"one of .* got '{level}'"):
+        values.check_values(Config(dict(log_level=level)))
+
+
+def test_argument_that_a_checkpoint_hook_has_not():
+    with pytest.raises(ValueError, match="did you mean 'interval'"):
+        values.check_values(nested('default_hooks.checkpoint.intervall', 1))
+    hook = dict(type='Mine', intervall=1)
+    values.check_values(nested('default_hooks.checkpoint', hook))
+
+
+@pytest.mark.parametrize('key', ['model', 'train_cfg', 'randomness'])
+def test_sections_are_dicts(key):
+    with pytest.raises(ValueError, match=f'{key} must be a dict, got 3'):
+        values.check_sections(Config({key: 3}), ())
+    with pytest.raises(ValueError, match=f'the config has no {key}'):
+        values.check_sections(Config({key: None}), (key,))
+
+
+@pytest.mark.parametrize('key', ['load_from', 'work_dir'])
+def test_paths(key):
+    with pytest.raises(ValueError, match=f'{key} must be a path, got 3'):
+        values.check_sections(Config({key: 3}), ())
+
+
+def test_parts_of_a_split_are_there_together():
+    some = dict(val_dataloader={}, val_cfg={}, test_cfg=None)
+    with pytest.raises(ValueError, match='the config has no val_evaluator'):
+        values.check_sections(Config(some), ())
+
+
+@pytest.mark.parametrize('value', ['x', [3], dict(type='A')])
+def test_hooks_are_a_list_of_dicts(value):
+    with pytest.raises(ValueError, match='custom_hooks must be a list of'):
+        values.check_sections(Config(dict(custom_hooks=value)), ())
+
+
+def test_legal_sections():
+    one = dict(type='A')
+    values.check_sections(
+        Config(
+            dict(
+                model=one,
+                custom_hooks=[one],
+                param_scheduler=one,
+                val_evaluator=[one],
+                val_dataloader=one,
+                val_cfg={},
+                test_cfg=None,
+                load_from=None,
+            )
+        ),
+        ('model',),
+    )
