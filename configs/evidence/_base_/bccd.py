@@ -33,10 +33,15 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    # Keeps the size, and notes the factor that the head asks for.
+    dict(type='Resize', scale=(640, 480), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'),
+        meta_keys=(
+            *('img_id', 'img_path', 'ori_shape', 'img_shape'),
+            'scale_factor',
+        ),
     ),
 ]
 

@@ -93,6 +93,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations
 )

@@ -71,7 +71,8 @@ train_dataloader = dict(
     batch_size=8,
     batch_sampler=None,
     drop_last=True,
-    persistent_workers=False,
+    num_workers=4,
+    persistent_workers=True,
     dataset=images('train.json', train_pipeline),
 )
 val_dataloader = dict(batch_size=4, dataset=images('val.json', test_pipeline))
@@ -82,6 +83,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(
     type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs
 )
