@@ -11,10 +11,16 @@ sys.path.insert(0, str(ROOT / 'tools' / 'paper'))
 
 from evidence.claims import difference  # noqa: E402
 from evidence.scores import Scores, read  # noqa: E402
-from evidence.trainings import Training  # noqa: E402
+from evidence.trainings import Training, devices  # noqa: E402
 
 FOLDER = ROOT / 'tools' / 'paper' / 'results' / 'evidence'
-CONFIGS = sorted((ROOT / 'configs' / 'evidence' / 'tin50').glob('*.py'))
+EVIDENCE = ROOT / 'configs' / 'evidence'
+CONFIGS = sorted((EVIDENCE / 'tin50').glob('*.py'))
+FINETUNED = [
+    path
+    for task in ('bccd', 'camvid', 'nuclei')
+    for path in sorted((EVIDENCE / task).glob('*.py'))
+]
 LOG = """\
 {"loss": 3.5, "epoch": 1, "step": 2, "lr": 0.1, "time": 1.0}
 {"accuracy/top1": 10.0, "accuracy/top5": 40.0, "time": 0.1, "step": 1}
@@ -124,3 +130,65 @@ def test_a_row_trains(path):
     loss = built.loss(torch.rand(2, 3, 128, 128), samples)['loss']
     loss.backward()
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize('path', FINETUNED, ids=lambda path: str(path)[-25:])
+def test_a_backbone_fits_its_neck_or_head(path):
+    import torch
+
+    for name in ('mmdet', 'mmseg', 'mmpretrain'):
+        pytest.importorskip(name, reason=f'{name} is not installed')
+    from mmengine.registry import MODELS, DefaultScope, init_default_scope
+
+    config = Config.fromfile(path)
+    base = Config.fromfile(EVIDENCE / '_base_' / f'{path.parent.name}.py')
+    for key in base.keys() - {'model', 'custom_imports', 'load_from'}:
+        assert config[key] == base[key], key
+    init_default_scope(config.default_scope)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        config.model.backbone.pop('init_cfg', None)
+        backbone = MODELS.build(config.model.backbone)
+    part = config.model.get('neck') or config.model.decode_head
+    with torch.no_grad():
+        maps = backbone(torch.rand(1, 3, 64, 64))
+    assert [x.shape[1] for x in maps] == part.in_channels
+    assert isinstance(maps, tuple)
+
+
+def test_last_weights_are_tested_besides(tmp_path):
+    training = Training(Path('configs/evidence/camvid/tiny.py'), 0)
+    folder = training.work_dir(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / 'last_checkpoint').write_text('/elsewhere/iter_1000.pth')
+    tests = training.tests(tmp_path)
+    assert list(tests) == ['sliding window', 'multi-scale']
+    for command in tests.values():
+        assert str(folder / 'iter_1000.pth') in command
+    log = folder / 'date' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('{"mIoU": 40.0, "step": 1000}\n')
+    scores = Scores(tmp_path / 'scores', 'abc')
+    assert not scores.store(training, tmp_path, 1, 1)
+    for command, value in zip(tests.values(), (41, 42), strict=True):
+        found = Path(command[command.index('--work-dir') + 1])
+        (found / 'date').mkdir(parents=True)
+        (found / 'date' / 'date.json').write_text(f'{{"mIoU": {value}}}')
+    assert scores.store(training, tmp_path, 1, 1)
+    stored = {
+        row['metric']: row['value']
+        for row in read(tmp_path / 'scores' / 'camvid.csv')
+    }
+    assert stored == {
+        'mIoU': '40.0',
+        'mIoU, sliding window': '41',
+        'mIoU, multi-scale': '42',
+    }
+
+
+def test_several_gpus_train_together():
+    training = Training(Path('configs/evidence/precision/two-gpus.py'), 0, 2)
+    command = training.command(Path('work'))
+    assert command[:2] == ['bash', 'tools/dist_train.sh']
+    assert command[3] == '2'
+    with pytest.raises(ValueError, match=r"no GPU '97'"):
+        devices(['97,98'])

@@ -46,7 +46,7 @@ def parse_args(argv=None):
         default=224,
         help='side of the image, in pixels (default: 224)',
     )
-    add_orderings(kinds)
+    add_evidence(kinds)
     add_erf(kinds)
     add_curves(kinds)
     add_throughput(kinds)
@@ -66,17 +66,21 @@ def parse_args(argv=None):
     return args
 
 
-def add_orderings(kinds):
-    orderings = kinds.add_parser(
-        'orderings', help="top-1 of trainings with seeds, beside the paper's"
-    )
-    orderings.add_argument(
-        '--scores',
-        type=Path,
-        default=RESULTS / 'evidence',
-        metavar='FOLDER',
-        help='tin50.csv and rows.csv (default: results/evidence)',
-    )
+def add_evidence(kinds):
+    told = {
+        'orderings': "top-1 of trainings with seeds, beside the paper's",
+        'tradeoff': 'top-1 of trainings with seeds, against FLOPs',
+        'fields': 'receptive fields of the trained backbones',
+    }
+    for figure, text in told.items():
+        kinds.add_parser(figure, help=text).add_argument(
+            '--scores',
+            type=Path,
+            default=RESULTS / 'evidence',
+            metavar='FOLDER',
+            help='what collect_evidence.py and collect_fields.py wrote '
+            '(default: results/evidence)',
+        )
 
 
 def add_erf(kinds):
@@ -214,10 +218,11 @@ def draw(args):
         from drawing import accuracy
 
         accuracy.draw(args.output, args.table)
-    elif args.figure == 'orderings':
-        from drawing import orderings
+    elif args.figure in ('orderings', 'tradeoff', 'fields'):
+        import importlib
 
-        orderings.draw(args.output, args.scores)
+        module = importlib.import_module(f'drawing.{args.figure}')
+        module.draw(args.output, args.scores)
     elif args.figure == 'scan-order':
         from drawing import scan_order
 

@@ -1,6 +1,6 @@
 """Runs every Triton kernel forward and backward, for compute-sanitizer.
 
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-errors no \
         --error-exitcode 9 python -m tests.ops.triton.sanitize_triton
 
 and the same with ``--tool racecheck`` and ``--tool initcheck``. It ends with

@@ -28,9 +28,10 @@ def draw(output, folder):
         raise ValueError(
             f'{folder / "tin50.csv"} has no score of a row in rows.csv'
         )
-    with style.canvas(0.9 + 0.36 * len(rows), output) as figure:
+    height = 0.7 + 0.3 * len(rows)
+    with style.canvas(height, output) as figure:
         here, paper = figure.subplots(1, 2, sharey=True)
-        figure.subplots_adjust(0.22, 0.16, 0.985, 0.98, wspace=0.08)
+        figure.subplots_adjust(0.22, 0.55 / height, 0.985, 0.98, wspace=0.08)
         for place, row in enumerate(rows):
             ours = row['row'] == 'tiny'
             colour = style.VERMILLION if ours else style.BLUE

@@ -2,11 +2,43 @@
 
 import statistics
 
-from evidence.claims import difference, values_of
+from evidence.claims import METRIC, difference, values_of
 
 from .paper import RESULTS, read_csv
 
 FOLDER = RESULTS / 'evidence'
+# Task, metric, its factor to per cent, and the column's head.
+TASKS = (
+    ('bccd', 'coco/bbox_mAP', 100, 'blood cells, box AP'),
+    ('bccd', 'coco/bbox_mAP_50', 100, 'AP50'),
+    ('camvid', 'mIoU', 1, 'CamVid, mIoU'),
+    ('camvid', 'mIoU, sliding window', 1, 'sliding window'),
+    ('camvid', 'mIoU, multi-scale', 1, 'multi-scale'),
+)
+STARTS = {
+    'tiny': 'EfficientVMamba-T',
+    'resnet18': 'ResNet-18',
+    'pvtv2-b0': 'PVTv2-B0',
+    'tiny-scratch': 'EfficientVMamba-T, random weights',
+}
+
+
+def shown(values):
+    """A mean and, of several values, their standard deviation."""
+    mean = f'{statistics.mean(values):.1f}'
+    if len(values) == 1:
+        return mean
+    return f'{mean} ± {statistics.stdev(values):.1f}'
+
+
+def gpu_seconds(scores, row):
+    """Seconds of a GPU a training took, which it shared with others."""
+    times = [
+        float(each['seconds']) / int(each['side_by_side'])
+        for each in scores
+        if (each['row'], each['metric']) == (row, METRIC) and each['seconds']
+    ]
+    return f'{statistics.mean(times):.0f}' if times else ''
 
 
 def rows(folder):
@@ -19,19 +51,51 @@ def rows(folder):
         values = list(values_of(scores, row['row']).values())
         if not values:
             continue
-        spread = f' ± {statistics.stdev(values):.1f}' * (len(values) > 1)
         body.append(
             [
                 row['name'],
                 row['blocks'],
-                f'{statistics.mean(values):.1f}{spread}',
+                row['gflops'],
+                row['mparams'],
+                shown(values),
                 str(len(values)),
+                gpu_seconds(scores, row['row']),
                 row['paper'],
-                f'`configs/evidence/tin50/{row["row"]}.py`',
             ]
         )
-    heads = ['', 'blocks', 'top-1, here', 'seeds', 'top-1, ImageNet, paper']
-    return table([*heads, 'config'], body)
+    heads = ['', 'blocks', 'GFLOPs', 'M params', 'top-1, here', 'seeds']
+    return table([*heads, 'GPU s', 'top-1, ImageNet, paper'], body)
+
+
+def transfer(folder):
+    """What detectors and a segmentor reach, from each backbone."""
+    from .markdown import table
+
+    files = {task: read_csv(FOLDER / f'{task}.csv') for task, *_ in TASKS}
+    body = []
+    for row, name in STARTS.items():
+        cells = [name]
+        for task, metric, factor, _ in TASKS:
+            values = [
+                factor * float(each['value'])
+                for each in files[task]
+                if (each['row'], each['metric']) == (row, metric)
+            ]
+            cells.append(shown(values) if values else '')
+        body.append(cells)
+    return table(['backbone', *(head for *_, head in TASKS)], body)
+
+
+def fields(folder):
+    """The receptive fields of trained rows."""
+    from .markdown import table
+
+    names = {row['row']: row['name'] for row in read_csv(FOLDER / 'rows.csv')}
+    body = [
+        [names[row['row']], f'{float(row["outside_quarter"]):.0%}']
+        for row in read_csv(FOLDER / 'fields.csv')
+    ]
+    return table(['', 'of the gradient outside the quarter'], body)
 
 
 def claims(folder):
@@ -58,3 +122,6 @@ def claims(folder):
         )
     heads = ['claim', 'paper, ImageNet', 'here', 'seeds', 'here it']
     return table(heads, body)
+
+
+TABLES = dict(rows=rows, claims=claims, transfer=transfer, fields=fields)

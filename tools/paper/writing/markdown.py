@@ -251,7 +251,7 @@ def render(name, folder):
     """Returns the table of a marker for a page in `folder`."""
     own = dict(variants=variants, results=results, weights=weights)
     own |= dict(ablations=ablations, reliability=reliability, speed=speed)
-    own |= {'evidence-rows': evidence.rows, 'evidence-claims': evidence.claims}
+    own |= {f'evidence-{name}': make for name, make in evidence.TABLES.items()}
     if name in TABLES:
         return paper_table(name, folder)
     if name in own:

@@ -1,0 +1,42 @@
+"""Receptive fields of trained backbones, side by side."""
+
+from . import style
+from .orderings import read
+
+# A gradient below this share of the largest is drawn as none.
+LEAST = 1e-3
+
+
+def draw(output, folder):
+    """Draws each row's gradient, and its share outside of the quarter."""
+    import numpy as np
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    names = {row['row']: row['name'] for row in read(folder / 'rows.csv')}
+    measured = read(folder / 'fields.csv')
+    gradients = np.load(folder / 'fields.npz')
+    with style.canvas(2.0, output) as figure:
+        axes = figure.subplots(1, len(measured))
+        figure.subplots_adjust(0.005, 0.01, 0.995, 0.79, wspace=0.04)
+        for axis, row in zip(axes, measured, strict=True):
+            gradient = gradients[row['row']].astype(float)
+            height, width = gradient.shape
+            axis.imshow(
+                np.maximum(gradient, LEAST),
+                norm=LogNorm(LEAST, 1),
+                cmap='GnBu',
+                extent=(0, width, height, 0),
+            )
+            # The unit at the centre of a map of four rows and columns.
+            axis.add_patch(
+                Rectangle(
+                    (0.375 * width, 0.375 * height),
+                    *(width / 2, height / 2),
+                    fill=False,
+                    edgecolor=style.VERMILLION,
+                )
+            )
+            share = float(row['outside_quarter'])
+            axis.set_title(f'{names[row["row"]]}\n{share:.0%}', fontsize=8.5)
+            axis.set(xticks=[], yticks=[])
