@@ -139,19 +139,17 @@ def children(node: object) -> list[tuple[str, object]]:
     return []
 
 
-def check_precision(cfg: Config) -> None:
-    """Refuse mixed precision where only a CPU is.
-
-    Raises:
-        ValueError: It says which override trains in fp32.
-    """
+def choose_precision(cfg: Config) -> None:
+    """Train in fp32 where the config's mixed precision cannot run."""
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
-        raise ValueError(
+        logger.warning(
             'optim_wrapper.type is AmpOptimWrapper, which runs on an '
-            'accelerator only, and there is none; train in fp32 with '
-            '--cfg-options optim_wrapper.type=OptimWrapper'
+            'accelerator only, and there is none: training in fp32 instead'
         )
+        wrapper.type = 'OptimWrapper'
+        for key in ('dtype', 'loss_scale', 'use_fp64'):
+            wrapper.pop(key, None)
 
 
 def check_optimizer(cfg: Config) -> None:

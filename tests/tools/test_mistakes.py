@@ -237,12 +237,18 @@ def test_override_that_nothing_reads_is_refused(refusal):
     assert "no 'modl', and nothing reads it; did you mean 'model'?" in message
 
 
-def test_mixed_precision_without_a_gpu(refusal, monkeypatch):
-    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
-    message = refusal(
-        'train', '--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'
-    )
-    assert '--cfg-options optim_wrapper.type=OptimWrapper' in message
+def test_mixed_precision_without_a_gpu_is_full_precision(monkeypatch, caplog):
+    from mmengine.config import Config
+
+    wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=8.0)
+    cfg = Config(dict(optim_wrapper=wrapper))
+    monkeypatch.setattr(checks, 'get_device', lambda: 'cuda')
+    checks.choose_precision(cfg)
+    assert cfg.optim_wrapper == wrapper
+    monkeypatch.setattr(checks, 'get_device', lambda: 'cpu')
+    checks.choose_precision(cfg)
+    assert cfg.optim_wrapper == dict(type='OptimWrapper')
+    assert 'training in fp32 instead' in caplog.text
 
 
 def test_pretrained_weights_that_are_not_there(monkeypatch):

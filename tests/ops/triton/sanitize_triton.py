@@ -1,7 +1,8 @@
 """Runs every Triton kernel forward and backward, for compute-sanitizer.
 
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-errors no \
-        --error-exitcode 9 python -m tests.ops.triton.sanitize_triton
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
+        --report-api-errors no --error-exitcode 9 \
+        python -m tests.ops.triton.sanitize_triton
 
 and the same with ``--tool racecheck`` and ``--tool initcheck``. It ends with
 an error if a kernel did not run. On a CPU Triton's interpreter runs them.
