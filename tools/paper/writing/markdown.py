@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evmamba_mm import ARCHS
 
-from . import evidence
+from . import costs, evidence
 from .paper import (
     ABLATIONS,
     COMPUTED,
@@ -252,6 +252,7 @@ def render(name, folder):
     own = dict(variants=variants, results=results, weights=weights)
     own |= dict(ablations=ablations, reliability=reliability, speed=speed)
     own |= {'evidence-rows': evidence.rows, 'evidence-claims': evidence.claims}
+    own |= {'costs': costs.costs, 'cost-checks': costs.cost_checks}
     if name in TABLES:
         return paper_table(name, folder)
     if name in own:
