@@ -5,7 +5,7 @@ from pathlib import Path
 
 from writing import paper
 
-from . import commands, data, measured, metrics, released, rows
+from . import commands, cost, data, measured, metrics, released, rows
 
 # Overrides that change how fast a test is and not what it finds.
 HARMLESS = ('num_workers', 'persistent_workers', 'pin_memory')
@@ -155,6 +155,7 @@ class Plan:
             return 1
         if self.args.train:
             complete = self.describe_unknown() and complete
+            print(cost.line_of(self.row.config, gpu_name()))
             print(commands.shown(self.train_command()))
             checkpoint = 'TRAINED'
         for chosen, work_dir, multi_scale in self.tests():
@@ -221,6 +222,7 @@ class Plan:
                 released.check_origin(entry, path, ema)
             checkpoint = path
         if self.args.train:
+            print(cost.line_of(self.row.config, gpu_name()))
             commands.run(self.train_command())
             checkpoint = commands.trained_checkpoint(self.work_dir / 'train')
         lines = []
@@ -279,6 +281,14 @@ def count_gpus():
     import torch
 
     return torch.cuda.device_count() or 1
+
+
+def gpu_name():
+    import torch
+
+    if not torch.cuda.is_available():
+        return 'no GPU'
+    return torch.cuda.get_device_name()
 
 
 def read_config(path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evmamba_mm import ARCHS
 
-from . import evidence
+from . import costs, evidence
 from .paper import (
     ABLATIONS,
     COMPUTED,
@@ -251,7 +251,8 @@ def render(name, folder):
     """Returns the table of a marker for a page in `folder`."""
     own = dict(variants=variants, results=results, weights=weights)
     own |= dict(ablations=ablations, reliability=reliability, speed=speed)
-    own |= {f'evidence-{name}': make for name, make in evidence.TABLES.items()}
+    own |= {f'evidence-{key}': make for key, make in evidence.TABLES.items()}
+    own |= {'costs': costs.costs, 'cost-checks': costs.cost_checks}
     if name in TABLES:
         return paper_table(name, folder)
     if name in own:
