@@ -1,12 +1,17 @@
 """Checks that the fused kernels compute exactly what a block does.
 
-This file lists every type and setting that they accept.
+The reference is the block that the package's classes build with the sizes of
+the weights. Module by module, the block must have the classes, settings,
+children and shapes of the reference.
 
 Shape letters: C channels, D inner channels, E hidden channels, K parameter
-sets, N states, R dt rank.
+sets, N states, P patch size, R dt rank.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +28,10 @@ from ..layers import (
     LayerNorm2d,
     PatchEmbed,
     PatchMerging,
+    ScanMixer,
     SqueezeExcite,
 )
+from .snapshot import take_snapshot, unchanged
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TENSORS = (nn.Parameter, Tensor)
@@ -50,6 +57,15 @@ _KINDS = (
     nn.Sequential,
     nn.SiLU,
 )
+# Where a class of the reference stands for others: torch's LayerNorm gives the
+# same on a GPU, and `fuse` leaves an Identity for a BatchNorm2d.
+_LEGAL = {
+    LayerNorm: (LayerNorm, nn.LayerNorm),
+    ScanMixer: (ES2D, SS2D),
+    nn.BatchNorm2d: (nn.BatchNorm2d, nn.Identity),
+}
+# Settings that the kernels read from the module, or that change nothing.
+_FREE = ('training', 'eps', 'momentum', 'drop_prob', 'backend')
 # A call of a module runs these, of the instance if it has its own.
 _METHOD_NAMES = (
     '_call_impl',
@@ -88,10 +104,13 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _untouched(name: str, module: nn.Module, kind: type[nn.Module]) -> None:
-    """The module has exactly this class, without hooks or patches."""
-    if type(module) is not kind:
-        _refuse(name, f'is a {type(module).__name__}, not a {kind.__name__}')
+def _untouched(
+    name: str, module: nn.Module, kinds: Sequence[type[nn.Module]]
+) -> None:
+    """The module has one of these classes, without hooks or patches."""
+    if type(module) not in kinds:
+        legal = ' or '.join(dict.fromkeys(kind.__name__ for kind in kinds))
+        _refuse(name, f'is a {type(module).__name__}, not a {legal}')
     if has_hooks(module):
         _refuse(name, 'has a hook')
     if not module.__dict__.keys().isdisjoint(_METHOD_NAMES):
@@ -111,41 +130,165 @@ def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is of exactly this class, without hooks or patches."""
     try:
         _check_classes()
-        _untouched('', module, kind)
+        _untouched('', module, [kind])
     except _Difference:
         return False
     return True
 
 
-def _equal(name: str, setting: str, actual: object, expected: object) -> None:
-    if actual != expected:
-        _refuse(name, f'has {setting}={actual!r}, not {expected!r}')
-
-
-class _BlockCheck:
-    """Checks one block for one input.
+class _Part(NamedTuple):
+    """A module of a reference.
 
     Args:
-        x: The input. All parameters must be on its device and, without
-            autocast, in its dtype.
+        kinds: Classes that stand for it.
+        settings: Attributes that must be equal.
+        tensors: Shapes of parameters and buffers; None where there is none.
+        optional: Those that may be None.
+        children: Names of its children.
     """
 
-    def __init__(self, x: Tensor) -> None:
-        self.shape = x.shape
-        self.device = x.device
-        autocast = torch.is_autocast_enabled(x.device.type)
-        self.dtypes = KERNEL_DTYPES if autocast else (x.dtype,)
+    kinds: Sequence[type[nn.Module]]
+    settings: dict[str, object]
+    tensors: dict[str, torch.Size | None]
+    optional: Sequence[str]
+    children: list[str]
 
-    def input(self, channels: int, least: int = 1) -> None:
-        """A feature map with these channels, at least this high and wide."""
-        shape = self.shape
-        if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
-            _refuse('the input', f'has shape {tuple(shape)}')
 
-    def tensor(
-        self, name: str, key: str, x: Tensor | None, shape: Sequence[int]
-    ) -> None:
-        """An ordinary tensor of this shape."""
+def _part(module: nn.Module) -> _Part:
+    kinds = _LEGAL.get(type(module), (type(module),))
+    if not set(kinds) <= set(_KINDS):
+        raise _Difference(f'new blocks have a {kinds[0].__name__} of others')
+    settings = {
+        key: value
+        for key, value in vars(module).items()
+        if not key.startswith('_') and key not in _FREE
+    }
+    if type(module) is nn.ReLU:
+        # Nothing else reads what it would overwrite.
+        del settings['inplace']
+    tensors = {
+        key: None if x is None else x.shape
+        for key, x in {**module._parameters, **module._buffers}.items()
+    }
+    optional = ['num_batches_tracked']
+    if type(module) is nn.Conv2d and tensors['bias'] is None:
+        # `fuse` adds a bias.
+        tensors['bias'] = tensors['weight'][:1]
+        optional.append('bias')
+    return _Part(kinds, settings, tensors, optional, [*module._modules])
+
+
+@lru_cache(maxsize=256)
+def _reference(
+    make: Callable[..., nn.Module], *sizes: int
+) -> dict[str, _Part]:
+    """The modules of a new block of these sizes, by path."""
+    with torch.device('meta'):
+        modules = make(*sizes).named_modules()
+        return {path: _part(module) for path, module in modules}
+
+
+def _sizes(block: nn.Module, name: str, count: int = 1) -> list[int]:
+    """Shape of a parameter; of ones where it has not as many dimensions."""
+    path, _, key = f'.{name}'.rpartition('.')
+    try:
+        # Reading an attribute may run a parametrisation.
+        x = attrgetter(f'{path}._parameters'[1:])(block)[key]
+    except (AttributeError, KeyError):
+        x = None
+    # An uninitialised parameter has no shape.
+    if type(x) not in _TENSORS or x.dim() != count:
+        return [1] * count
+    return [max(1, size) for size in x.shape]
+
+
+def _new_evss_block(
+    C: int, K: int, D: int, R: int, N: int, E: int, fusion: bool
+) -> EVSSBlock:
+    mixer = ScanMixer(C, K, N, max(1, D // C), R)
+    return EVSSBlock(C, mixer, fusion, se_ratio=(E + 0.5) / C)
+
+
+def _evss_block(block: EVSSBlock) -> tuple[dict[str, _Part], int, int]:
+    (C,) = _sizes(block, 'norm.weight')
+    K, D, R = _sizes(block, 'mixer.dt_projs_weight', 3)
+    _, N = _sizes(block, 'mixer.A_logs', 2)
+    (E,) = _sizes(block, 'se.global_reduce.bias')
+    sizes = C, K, D, R, N, E, bool(block.fusion)
+    return _reference(_new_evss_block, *sizes), C, 1
+
+
+def _new_inverted_residual(C: int, D: int, E: int) -> InvertedResidual:
+    return InvertedResidual(C, max(1, D // C), (E + 0.5) / D)
+
+
+def _inverted_residual(
+    block: InvertedResidual,
+) -> tuple[dict[str, _Part], int, int]:
+    C = _sizes(block, 'conv_pw2.0.weight', 4)[0]
+    D = _sizes(block, 'conv_pw.0.weight', 4)[0]
+    E = _sizes(block, 'se.conv_reduce.weight', 4)[0]
+    return _reference(_new_inverted_residual, C, D, E), C, 1
+
+
+def _patch_embed(block: PatchEmbed) -> tuple[dict[str, _Part], int, int]:
+    C, inputs, P, _ = _sizes(block, 'conv.weight', 4)
+    return _reference(PatchEmbed, inputs, C, P), inputs, P
+
+
+def _patch_merging(block: PatchMerging) -> tuple[dict[str, _Part], int, int]:
+    C = max(1, _sizes(block, 'norm.weight')[0] // 4)
+    outputs, _ = _sizes(block, 'reduction.weight', 2)
+    return _reference(PatchMerging, C, outputs), C, 1
+
+
+def _output_norm(block: LayerNorm2d) -> tuple[dict[str, _Part], int, int]:
+    (C,) = _sizes(block, 'weight')
+    return _reference(LayerNorm2d, C), C, 1
+
+
+# Each gives the reference of a block, the channels of its input, and the least
+# height and width.
+_REFERENCES: dict[type[nn.Module], Callable] = {
+    EVSSBlock: _evss_block,
+    InvertedResidual: _inverted_residual,
+    LayerNorm2d: _output_norm,
+    PatchEmbed: _patch_embed,
+    PatchMerging: _patch_merging,
+}
+
+
+def _compare_settings(name: str, module: nn.Module, part: _Part) -> None:
+    # Pruning leaves an attribute that hides the parameter.
+    for key in (*part.tensors, *part.children):
+        if key in vars(module):
+            _refuse(name, f'has an attribute that hides its {key}')
+    for key, expected in part.settings.items():
+        actual = getattr(module, key, None)
+        if actual != expected:
+            _refuse(name, f'has {key}={actual!r}, not {expected!r}')
+    if getattr(module, 'momentum', 0) is None:
+        _refuse(name, 'has momentum=None')
+    # What others have beside these children is never called.
+    children = [*module._modules]
+    if type(module) is nn.Sequential and children != part.children:
+        _refuse(name, f'has children {children}, not {part.children}')
+
+
+def _compare_tensors(
+    name: str,
+    module: nn.Module,
+    part: _Part,
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+) -> None:
+    found = {**module._parameters, **module._buffers}
+    for key, shape in part.tensors.items():
+        x = found.get(key)
+        if x is None and (shape is None or key in part.optional):
+            continue
+        if x is None or shape is None:
+            _refuse(name, f'has {"no" if x is None else "a"} {key}')
         if (
             type(x) not in _TENSORS
             or x.layout is not torch.strided
@@ -153,222 +296,35 @@ class _BlockCheck:
         ):
             _refuse(name, f'has a {key} that is no ordinary tensor')
         if x.shape != shape:
-            _refuse(name, f'has a {key} of shape {tuple(x.shape)}')
-        if x.dtype not in self.dtypes or x.device != self.device:
+            found, wanted = tuple(x.shape), tuple(shape)
+            _refuse(name, f'has a {key} of shape {found}, not {wanted}')
+        counts = key == 'num_batches_tracked'
+        legal = (torch.int64,) if counts else dtypes
+        if x.dtype not in legal or x.device != device:
             _refuse(name, f'has its {key} in {x.dtype} on {x.device}')
 
-    def weights(
-        self,
-        name: str,
-        module: nn.Module,
-        weight: Sequence[int],
-        bias: Sequence[int] | None,
-    ) -> None:
-        """Parameters of these shapes; a bias of None stands for none."""
-        # Pruning leaves a plain attribute that hides the parameter.
-        if 'weight' in module.__dict__ or 'bias' in module.__dict__:
-            _refuse(name, 'has a weight or bias that is no parameter')
-        found = module._parameters
-        self.tensor(name, 'weight', found.get('weight'), weight)
-        if bias is not None:
-            self.tensor(name, 'bias', found.get('bias'), bias)
-        elif found.get('bias') is not None:
-            _refuse(name, 'has a bias')
 
-    def linear(
-        self, name: str, module: nn.Module, shape: tuple[int, int], bias: bool
-    ) -> None:
-        _untouched(name, module, nn.Linear)
-        self.weights(name, module, shape, shape[:1] if bias else None)
+def _check(
+    block: nn.Module, device: torch.device, dtypes: Sequence[torch.dtype]
+) -> tuple[int, int]:
+    """Compare a block with its reference, and keep a snapshot of it.
 
-    def conv(
-        self,
-        name: str,
-        module: nn.Module,
-        shape: tuple[int, int, int, int],
-        bias: bool | None,
-        stride: int = 1,
-        padding: int = 0,
-        groups: int = 1,
-    ) -> None:
-        """A bias of None stands for either."""
-        _untouched(name, module, nn.Conv2d)
-        _equal(name, 'stride', module.stride, (stride, stride))
-        _equal(name, 'padding', module.padding, (padding, padding))
-        _equal(name, 'dilation', module.dilation, (1, 1))
-        _equal(name, 'groups', module.groups, groups)
-        _equal(name, 'padding_mode', module.padding_mode, 'zeros')
-        if bias is None:
-            bias = module._parameters.get('bias') is not None
-        self.weights(name, module, shape, shape[:1] if bias else None)
-
-    def depthwise(
-        self, name: str, module: nn.Module, channels: int, bias: bool | None
-    ) -> None:
-        shape = (channels, 1, 3, 3)
-        self.conv(name, module, shape, bias, padding=1, groups=channels)
-
-    def map_norm(self, name: str, module: nn.Module) -> int:
-        """The channels of a LayerNorm2d."""
-        channels = getattr(module, 'normalized_shape', (0,))[0]
-        self.layer_norm(name, module, channels, LayerNorm2d)
-        return channels
-
-    def layer_norm(
-        self,
-        name: str,
-        module: nn.Module,
-        channels: int,
-        kind: type[nn.Module] = LayerNorm,
-    ) -> None:
-        # Torch's own gives the same on a GPU.
-        torchs = kind is LayerNorm and type(module) is nn.LayerNorm
-        _untouched(name, module, nn.LayerNorm if torchs else kind)
-        shape = (channels,)
-        _equal(name, 'normalized_shape', module.normalized_shape, shape)
-        self.weights(name, module, shape, shape)
-
-    def batch_norm(self, name: str, module: nn.Module, channels: int) -> None:
-        """A BatchNorm2d, or the nn.Identity that `fuse` leaves."""
-        if type(module) is nn.Identity:
-            _untouched(name, module, nn.Identity)
-            return
-        _untouched(name, module, nn.BatchNorm2d)
-        _equal(name, 'track_running_stats', module.track_running_stats, True)
-        if module.momentum is None:
-            _refuse(name, 'has momentum=None')
-        shape = (channels,)
-        self.weights(name, module, shape, shape)
-        for key in ('running_mean', 'running_var'):
-            self.tensor(name, key, module._buffers.get(key), shape)
-        batches = module.num_batches_tracked
-        if batches is not None and batches.dtype != torch.int64:
-            _refuse(name, f'has num_batches_tracked in {batches.dtype}')
-
-    def scan_mixer(self, name: str, module: nn.Module, channels: int) -> None:
-        if type(module) not in (ES2D, SS2D):
-            _refuse(name, f'is a {type(module).__name__}, not ES2D or SS2D')
-        _untouched(name, module, type(module))
-        if module.A_logs.dim() != 2 or module.dt_projs_weight.dim() != 3:
-            _refuse(name, 'has scan parameters of other dimensions')
-        sets, inner, rank = module.dt_projs_weight.shape
-        states = module.A_logs.shape[1]
-        shapes = dict(
-            x_proj_weight=(sets, rank + 2 * states, inner),
-            dt_projs_weight=(sets, inner, rank),
-            dt_projs_bias=(sets, inner),
-            A_logs=(sets * inner, states),
-            Ds=(sets * inner,),
-        )
-        for key, shape in shapes.items():
-            self.tensor(name, key, module._parameters.get(key), shape)
-        self.linear(
-            f'{name}.in_proj', module.in_proj, (2 * inner, channels), False
-        )
-        self.depthwise(f'{name}.conv2d', module.conv2d, inner, True)
-        _untouched(f'{name}.act', module.act, nn.SiLU)
-        _equal(f'{name}.act', 'inplace', module.act.inplace, False)
-        self.layer_norm(f'{name}.out_norm', module.out_norm, inner)
-        self.linear(
-            f'{name}.out_proj', module.out_proj, (channels, inner), False
-        )
-
-    def conv_branch(self, name: str, module: nn.Module, channels: int) -> None:
-        conv, norm, act, pointwise = _children(name, module, 4)
-        self.depthwise(f'{name}.0', conv, channels, True)
-        self.batch_norm(f'{name}.1', norm, channels)
-        _gelu(f'{name}.2', act)
-        self.conv(f'{name}.3', pointwise, (channels, channels, 1, 1), True)
-
-    def squeeze_excite(
-        self, name: str, module: nn.Module, channels: int
-    ) -> None:
-        _untouched(name, module, SqueezeExcite)
-        self.layer_norm(f'{name}.norm', module.norm, channels)
-        shape = (getattr(module.global_reduce, 'out_features', 0), channels)
-        self.linear(f'{name}.global_reduce', module.global_reduce, shape, True)
-        _gelu(f'{name}.act', module.act)
-        self.linear(
-            f'{name}.channel_select', module.channel_select, shape[::-1], True
-        )
-
-    def evss_block(self, block: EVSSBlock) -> None:
-        channels = self.map_norm('norm', block.norm)
-        self.input(channels)
-        self.scan_mixer('mixer', block.mixer, channels)
-        _untouched('drop_path', block.drop_path, DropPath)
-        if block.fusion:
-            self.conv_branch('conv_branch', block.conv_branch, channels)
-            self.squeeze_excite('se', block.se, channels)
-
-    def inverted_residual(self, block: InvertedResidual) -> None:
-        conv, norm, act = _children('conv_pw', block.conv_pw, 3)
-        inner, channels = _weight_shape('conv_pw.0', conv)[:2]
-        self.conv('conv_pw.0', conv, (inner, channels, 1, 1), None)
-        self.batch_norm('conv_pw.1', norm, inner)
-        _untouched('conv_pw.2', act, nn.ReLU)
-        conv, norm, act = _children('conv_dw', block.conv_dw, 3)
-        self.depthwise('conv_dw.0', conv, inner, None)
-        self.batch_norm('conv_dw.1', norm, inner)
-        _untouched('conv_dw.2', act, nn.ReLU)
-        se = block.se
-        _untouched('se', se, ConvSqueezeExcite)
-        shape = (getattr(se.conv_reduce, 'out_channels', 0), inner, 1, 1)
-        self.conv('se.conv_reduce', se.conv_reduce, shape, True)
-        _untouched('se.act', se.act, nn.ReLU)
-        shape = (inner, shape[0], 1, 1)
-        self.conv('se.conv_expand', se.conv_expand, shape, True)
-        conv, norm = _children('conv_pw2', block.conv_pw2, 2)
-        self.conv('conv_pw2.0', conv, (channels, inner, 1, 1), None)
-        self.batch_norm('conv_pw2.1', norm, channels)
-        _untouched('drop_path', block.drop_path, DropPath)
-        self.input(channels)
-
-    def patch_embed(self, block: PatchEmbed) -> None:
-        conv = block.conv
-        outputs, _, side, _ = _weight_shape('conv', conv)
-        # The check of the image reads these settings.
-        _equal('conv', 'kernel_size', conv.kernel_size, (side, side))
-        shape = (outputs, conv.in_channels, side, side)
-        self.conv('conv', conv, shape, True, stride=side)
-        self.layer_norm('norm', block.norm, outputs, LayerNorm2d)
-        self.input(conv.in_channels, side)
-
-    def patch_merging(self, block: PatchMerging) -> None:
-        channels = self.map_norm('norm', block.norm)
-        self.input(channels // 4)
-        outputs = getattr(block.reduction, 'out_features', 0)
-        shape = (outputs, channels)
-        self.linear('reduction', block.reduction, shape, False)
-
-    def output_norm(self, block: LayerNorm2d) -> None:
-        self.input(self.map_norm('', block))
-
-
-def _weight_shape(name: str, conv: nn.Module) -> torch.Size:
-    # To read the weight of another class may run a parametrisation.
-    _untouched(name, conv, nn.Conv2d)
-    return conv.weight.shape
-
-
-def _children(name: str, module: nn.Module, count: int) -> list[nn.Module]:
-    _untouched(name, module, nn.Sequential)
-    _equal(name, 'length', len(module), count)
-    return list(module)
-
-
-def _gelu(name: str, module: nn.Module) -> None:
-    _untouched(name, module, nn.GELU)
-    _equal(name, 'approximate', module.approximate, 'none')
-
-
-_CHECKS: dict[type[nn.Module], Callable[[_BlockCheck, nn.Module], None]] = {
-    EVSSBlock: _BlockCheck.evss_block,
-    InvertedResidual: _BlockCheck.inverted_residual,
-    LayerNorm2d: _BlockCheck.output_norm,
-    PatchEmbed: _BlockCheck.patch_embed,
-    PatchMerging: _BlockCheck.patch_merging,
-}
+    Returns:
+        Channels of the input, and its least height and width.
+    """
+    parts, channels, least = _REFERENCES[type(block)](block)
+    modules = {}
+    for path, part in parts.items():
+        parent, _, name = path.rpartition('.')
+        module = modules[parent]._modules.get(name) if path else block
+        _untouched(path, module, part.kinds)
+        modules[path] = module
+    for path, part in parts.items():
+        if type(modules[path]) is not nn.Identity:
+            _compare_settings(path, modules[path], part)
+            _compare_tensors(path, modules[path], part, device, dtypes)
+    take_snapshot(modules.values(), device, dtypes, (channels, least))
+    return channels, least
 
 
 def difference(block: nn.Module, x: Tensor) -> str | None:
@@ -376,21 +332,24 @@ def difference(block: nn.Module, x: Tensor) -> str | None:
 
     Args:
         block: A stem, a block of a stage, a patch merging or an output norm.
-        x: Its input.
+        x: Its input. All parameters must be on its device and, without
+            autocast, in its dtype.
 
     Returns:
         None where the kernels compute exactly what the block does.
     """
     kind = type(block)
-    if kind not in _CHECKS:
+    if kind not in _REFERENCES:
         return f'there are no kernels for a {kind.__name__}'
+    device, shape = x.device, x.shape
+    autocast = torch.is_autocast_enabled(device.type)
+    dtypes = KERNEL_DTYPES if autocast else (x.dtype,)
     try:
         _check_classes()
-        _untouched('', block, kind)
-        _CHECKS[kind](_BlockCheck(x), block)
+        sizes = unchanged(block, device, dtypes)
+        channels, least = sizes or _check(block, device, dtypes)
     except _Difference as difference:
         return str(difference)
-    except (AttributeError, IndexError, TypeError) as error:
-        # A replaced module lacks what the one in its place had.
-        return f'a module was replaced ({error})'
+    if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
+        return f'the input has shape {tuple(shape)}'
     return None
