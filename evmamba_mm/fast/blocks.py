@@ -18,7 +18,6 @@ from ..layers import (
     LayerNorm2d,
     PatchEmbed,
     PatchMerging,
-    ScanMixer,
     SqueezeExcite,
 )
 from ..layers.layer_norm import channels_first, channels_last
@@ -85,26 +84,33 @@ def _is_fixed(*modules: nn.Module) -> bool:
     )
 
 
-def _scan_mixer(mixer: ScanMixer, x: Tensor, dtype: torch.dtype) -> Tensor:
-    conv, norm = mixer.conv2d, mixer.out_norm
-    u, gate = split_linear(x, mixer.in_proj.weight)
-    u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu', dtype)
-    y = mixer.scan(u)
-    return norm_gate_linear(
-        y,
-        gate,
-        norm.weight,
-        norm.bias,
-        norm.eps,
-        mixer.out_proj.weight,
-        dtype,
-    )
+def _linear_maps(
+    dtype: torch.dtype, *modules: nn.Linear | nn.Conv2d
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Weights (D, C) and biases of linear layers and convolutions of 1x1.
+
+    Where no gradient is needed, one launch casts them; else they stay.
+    """
+    parameters = [x for m in modules for x in (m.weight, m.bias)]
+    if not torch.is_grad_enabled():
+        old = [x for x in parameters if x is not None and x.dtype != dtype]
+        new = [torch.empty_like(x, dtype=dtype) for x in old]
+        if old:
+            torch._foreach_copy_(new, old)
+        cast = dict(zip(map(id, old), new, strict=True))
+        parameters = [cast.get(id(x), x) for x in parameters]
+    weights = [weight.flatten(1) for weight in parameters[::2]]
+    return list(zip(weights, parameters[1::2], strict=True))
 
 
 def _conv_branch(
-    branch: nn.Sequential, x: Tensor, dtype: torch.dtype
+    branch: nn.Sequential,
+    x: Tensor,
+    pointwise: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
 ) -> Tensor:
-    conv, norm, _, pointwise = branch
+    """The branch, with its last convolution as a linear map."""
+    conv, norm, *_ = branch
     if isinstance(norm, nn.Identity):
         y = depthwise_conv3x3(x, conv.weight, conv.bias, 'gelu', dtype)
     elif _is_fixed(norm):
@@ -114,7 +120,7 @@ def _conv_branch(
     else:
         y = depthwise_conv3x3(x, conv.weight, conv.bias, 'none', dtype)
         y = _norm_act(norm, y, 'gelu', dtype)
-    return linear(y, pointwise.weight.flatten(1), pointwise.bias)
+    return linear(y, *pointwise)
 
 
 def _gated_sum(
@@ -145,14 +151,23 @@ def _gated_sum(
 
 
 def _evss_block(block: EVSSBlock, x: Tensor, dtype: torch.dtype) -> Tensor:
-    norm = block.norm
+    norm, mixer = block.norm, block.mixer
+    conv, out_norm = mixer.conv2d, mixer.out_norm
+    modules = [mixer.in_proj, mixer.out_proj]
+    if block.fusion:
+        modules.append(block.conv_branch[3])
+    (in_proj, _), (out_proj, _), *pointwise = _linear_maps(dtype, *modules)
     x = channels_last(x)
     n = layer_norm(x, norm.weight, norm.bias, norm.eps, dtype)
-    y = _scan_mixer(block.mixer, n, dtype)
+    u, gate = split_linear(n, in_proj)
+    u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu', dtype)
+    y = mixer.scan(u)
+    affine = out_norm.weight, out_norm.bias, out_norm.eps
+    y = norm_gate_linear(y, gate, *affine, out_proj, dtype)
     scale = block.drop_path.sample_scale(y)
     if not block.fusion:
         return channels_first(residual_add(x, y, scale))
-    local = _conv_branch(block.conv_branch, n, dtype)
+    local = _conv_branch(block.conv_branch, n, *pointwise, dtype)
     return channels_first(_gated_sum(block.se, x, y, local, scale))
 
 
@@ -162,9 +177,12 @@ def _inverted_residual(
     conv_pw, norm_pw, _ = block.conv_pw
     conv_dw, norm_dw, _ = block.conv_dw
     conv_pw2, norm_pw2 = block.conv_pw2
-    reduce, expand = block.se.conv_reduce, block.se.conv_expand
+    se = block.se
+    first, reduce, expand, last = _linear_maps(
+        dtype, conv_pw, se.conv_reduce, se.conv_expand, conv_pw2
+    )
     x = channels_last(x)
-    y = linear(x.to(dtype), conv_pw.weight.flatten(1), conv_pw.bias)
+    y = linear(x.to(dtype), *first)
     fixed = _is_fixed(block.drop_path, norm_pw, norm_dw, norm_pw2)
     mean = None
     if fixed:
@@ -183,16 +201,9 @@ def _inverted_residual(
         y = _norm_act(norm_pw, y, 'relu', dtype)
         y = depthwise_conv3x3(y, conv_dw.weight, conv_dw.bias, 'none', dtype)
         y = _norm_act(norm_dw, y, 'relu', dtype)
-    y = squeeze_excite(
-        y,
-        reduce.weight.flatten(1).to(dtype),
-        reduce.bias,
-        expand.weight.flatten(1).to(dtype),
-        expand.bias,
-        dtype,
-        mean,
-    )
-    y = linear(y, conv_pw2.weight.flatten(1), conv_pw2.bias)
+    gates = [(weight.to(dtype), bias) for weight, bias in (reduce, expand)]
+    y = squeeze_excite(y, *gates[0], *gates[1], dtype, mean)
+    y = linear(y, *last)
     if fixed and isinstance(norm_pw2, nn.BatchNorm2d):
         y = batch_norm_add_inference(y, *_fixed_norm(norm_pw2), x)
         return channels_first(y)

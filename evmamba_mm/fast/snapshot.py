@@ -1,6 +1,5 @@
 """Tells whether a block is as it was when it was last checked."""
 
-from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -12,23 +11,19 @@ try:
 
     TensorGuards(dynamic_dims_sizes=[], dynamic_dims_strides=[])
 except (ImportError, TypeError):
-    # Without it there are no snapshots: each call checks everything.
+    # Then there are no snapshots: each call checks all of a block.
     TensorGuards = None
 
-# A block keeps its own snapshot. Held by anything else, one would keep alive
-# each block that a hook of its tensors refers to.
+# Each block keeps its own. Kept elsewhere, a snapshot would keep alive a block
+# that one of its tensors refers to, as in a hook.
 _KEY = '_fast_path_snapshot'
-_State = tuple[list, list, list]
 
 
 class _Snapshot:
-    """The state of the modules of a block, and what it was checked for.
-
-    Copies and pickles of a block have None in its place.
-    """
+    """The state of modules without hooks, the first of which keeps it."""
 
     def __init__(
-        self, modules: list[nn.Module], place: tuple, sizes: tuple[int, int]
+        self, modules: list[nn.Module], place: tuple, sizes: list[int]
     ) -> None:
         self.modules = modules
         self.place = place
@@ -40,13 +35,11 @@ class _Snapshot:
             hooks
             for m in modules
             for hooks in (
-                m._forward_hooks,
-                m._forward_pre_hooks,
-                m._backward_hooks,
-                m._backward_pre_hooks,
+                *(m._forward_hooks, m._forward_pre_hooks),
+                *(m._backward_hooks, m._backward_pre_hooks),
             )
         ]
-        tables = chain(*((m._parameters, m._buffers) for m in modules))
+        tables = (t for m in modules for t in (m._parameters, m._buffers))
         self.tables = [table for table in tables if table]
         self.families = [m._modules for m in modules if m._modules]
         self.state, tensors = self.read()
@@ -56,63 +49,54 @@ class _Snapshot:
             dynamic_dims_strides=[list(x.stride()) for x in tensors],
         )
 
-    def read(self) -> tuple[_State, list[torch.Tensor]]:
-        """Names, children and where no tensor is; and the tensors."""
+    def read(self) -> tuple[tuple[list, list, list], list[torch.Tensor]]:
+        """Names, children and which tensors are None; the other tensors."""
         names = [*chain.from_iterable(self.tables + self.families)]
         children = [*chain.from_iterable(map(dict.values, self.families))]
         tensors = [*chain.from_iterable(map(dict.values, self.tables))]
         absent = [x is None for x in tensors]
-        state = names, children, absent
-        return state, [x for x in tensors if x is not None]
+        present = [x for x in tensors if x is not None]
+        return (names, children, absent), present
 
     def __reduce__(self) -> tuple[type, tuple]:
+        # Copies and pickles of the block have None in its place.
         return type(None), ()
 
 
 def take_snapshot(
-    modules: Iterable[nn.Module],
-    device: torch.device,
-    dtypes: Sequence[torch.dtype],
-    sizes: tuple[int, int],
+    modules: list[nn.Module], place: tuple, sizes: list[int]
 ) -> None:
-    """Keep in a block that a check of it has passed.
+    """Note in a block that it has passed a check.
 
     Args:
-        modules: The block, then all modules below that were checked. They
-            have no hooks.
-        device: That its tensors were checked for.
-        dtypes: That they were checked for.
-        sizes: What :func:`unchanged` is to return.
+        modules: The block, then all below that were checked, without hooks.
+        place: What its tensors were checked for.
+        sizes: What :func:`unchanged` shall return.
     """
-    modules = list(modules)
     if TensorGuards is not None:
-        snapshot = _Snapshot(modules, (device, dtypes), sizes)
-        vars(modules[0])[_KEY] = snapshot
+        vars(modules[0])[_KEY] = _Snapshot(modules, place, sizes)
 
 
-def unchanged(
-    block: nn.Module, device: torch.device, dtypes: Sequence[torch.dtype]
-) -> tuple[int, int] | None:
-    """The sizes of a block's snapshot if its check would pass again.
+def unchanged(block: nn.Module, place: tuple) -> list[int] | None:
+    """The sizes of a block's snapshot, if the check would pass again.
 
     Args:
         block: That may have a snapshot.
-        device: To check its tensors for.
-        dtypes: To check its tensors for.
+        place: What its tensors have to be checked for.
     """
     seen = vars(block).get(_KEY)
-    # A shallow copy has the snapshot of another block.
+    # A shallow copy has the snapshot of the other block.
     if seen is None or seen.modules[0] is not block or any(seen.hooks):
         return None
     try:
         same = [*map(vars, seen.modules)] == seen.attributes
     except (RuntimeError, ValueError):
-        # An attribute became a tensor or an array.
+        # An attribute is another tensor or array than before.
         return None
     state, tensors = seen.read()
     same = (
         same
-        and seen.place == (device, dtypes)
+        and place == seen.place
         and [*map(type, seen.modules)] == seen.kinds
         and state == seen.state
         and seen.guards.check(*tensors)
