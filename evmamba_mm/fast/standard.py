@@ -155,7 +155,8 @@ class _Part(NamedTuple):
         """What a module must have that is to be like a new one."""
         kind = type(new)
         if kind not in _KINDS:
-            raise _Difference(f'a new block has a {kind.__name__}')
+            name = f'{kind.__name__} of another kind'
+            raise _Difference(f'a new block has a {name}')
         # In place or not, nothing else reads the input of a ReLU.
         free = (*_FREE, 'inplace') if kind is nn.ReLU else _FREE
         settings = {
