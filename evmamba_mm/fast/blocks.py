@@ -33,11 +33,7 @@ from ..ops.triton.gated_residual import (
     residual_add,
 )
 from ..ops.triton.layer_norm import layer_norm, merge_layer_norm
-from ..ops.triton.linear import (
-    linear,
-    norm_gate_linear,
-    split_linear,
-)
+from ..ops.triton.linear import linear, norm_gate_linear, split_linear
 from ..ops.triton.patch_embed import patch_layer_norm
 from ..ops.triton.squeeze_excite import squeeze_excite
 
@@ -45,7 +41,7 @@ _ACTIVATIONS = {'gelu': F.gelu, 'relu': F.relu}
 
 
 def _fixed_norm(norm: nn.Module) -> ChannelNorm | None:
-    """A BatchNorm in evaluation as the kernels take it, None for none."""
+    """A BatchNorm as the kernels take it in evaluation, None for none."""
     if isinstance(norm, nn.Identity):
         return None
     return ChannelNorm(
@@ -53,28 +49,20 @@ def _fixed_norm(norm: nn.Module) -> ChannelNorm | None:
     )
 
 
+def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps
+
+
 def _norm_act(
-    norm: nn.Module,
-    x: Tensor,
-    activation: str,
-    dtype: torch.dtype,
+    norm: nn.Module, x: Tensor, activation: str, dtype: torch.dtype
 ) -> Tensor:
     """BatchNorm and activation in one step; Identity stands for no norm."""
     if isinstance(norm, nn.Identity):
         return x if activation == 'none' else _ACTIVATIONS[activation](x)
-    return batch_norm_act(
-        x,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.training,
-        norm.momentum,
-        norm.eps,
-        activation,
-        dtype,
-        norm.num_batches_tracked,
-    )
+    *tensors, eps = _fixed_norm(norm)
+    update = norm.training, norm.momentum, eps
+    batches = norm.num_batches_tracked
+    return batch_norm_act(x, *tensors, *update, activation, dtype, batches)
 
 
 def _is_fixed(*modules: nn.Module) -> bool:
@@ -135,35 +123,22 @@ def _gated_sum(
     if not gates_fit(a.shape[3], reduce.out_features):
         a, b = (channels_last(se(channels_first(x))) for x in (a, b))
         return residual_add(residual, a + b, scale)
-    return gated_residual(
-        residual,
-        a,
-        b,
-        se.norm.weight,
-        se.norm.bias,
-        se.norm.eps,
-        reduce.weight,
-        reduce.bias,
-        expand.weight,
-        expand.bias,
-        scale,
-    )
+    gates = reduce.weight, reduce.bias, expand.weight, expand.bias
+    return gated_residual(residual, a, b, *_affine(se.norm), *gates, scale)
 
 
 def _evss_block(block: EVSSBlock, x: Tensor, dtype: torch.dtype) -> Tensor:
-    norm, mixer = block.norm, block.mixer
-    conv, out_norm = mixer.conv2d, mixer.out_norm
+    mixer, conv = block.mixer, block.mixer.conv2d
     modules = [mixer.in_proj, mixer.out_proj]
     if block.fusion:
         modules.append(block.conv_branch[3])
     (in_proj, _), (out_proj, _), *pointwise = _linear_maps(dtype, *modules)
     x = channels_last(x)
-    n = layer_norm(x, norm.weight, norm.bias, norm.eps, dtype)
+    n = layer_norm(x, *_affine(block.norm), dtype)
     u, gate = split_linear(n, in_proj)
     u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu', dtype)
     y = mixer.scan(u)
-    affine = out_norm.weight, out_norm.bias, out_norm.eps
-    y = norm_gate_linear(y, gate, *affine, out_proj, dtype)
+    y = norm_gate_linear(y, gate, *_affine(mixer.out_norm), out_proj, dtype)
     scale = block.drop_path.sample_scale(y)
     if not block.fusion:
         return channels_first(residual_add(x, y, scale))
@@ -213,25 +188,20 @@ def _inverted_residual(
 
 
 def _patch_embed(block: PatchEmbed, x: Tensor, dtype: torch.dtype) -> Tensor:
-    conv, norm = block.conv, block.norm
-    y = patch_layer_norm(
-        x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, dtype
-    )
+    conv, affine = block.conv, _affine(block.norm)
+    y = patch_layer_norm(x, conv.weight, conv.bias, *affine, dtype)
     return channels_first(y)
 
 
 def _patch_merging(
     block: PatchMerging, x: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    norm = block.norm
-    y = merge_layer_norm(
-        channels_last(x), norm.weight, norm.bias, norm.eps, dtype
-    )
+    y = merge_layer_norm(channels_last(x), *_affine(block.norm), dtype)
     return channels_first(linear(y, block.reduction.weight))
 
 
 def _output_norm(norm: LayerNorm2d, x: Tensor, dtype: torch.dtype) -> Tensor:
-    y = layer_norm(channels_last(x), norm.weight, norm.bias, norm.eps, x.dtype)
+    y = layer_norm(channels_last(x), *_affine(norm), x.dtype)
     return channels_first(y)
 
 
