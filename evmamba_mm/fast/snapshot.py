@@ -90,7 +90,7 @@ def unchanged(block: nn.Module, place: tuple) -> list[int] | None:
         return None
     try:
         same = [*map(vars, seen.modules)] == seen.attributes
-    except (RuntimeError, ValueError):
+    except (RuntimeError, TypeError, ValueError):
         # An attribute is another tensor or array than before.
         return None
     state, tensors = seen.read()
