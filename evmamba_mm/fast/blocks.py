@@ -18,7 +18,6 @@ from ..layers import (
     LayerNorm2d,
     PatchEmbed,
     PatchMerging,
-    ScanMixer,
     SqueezeExcite,
 )
 from ..layers.layer_norm import channels_first, channels_last
@@ -34,11 +33,7 @@ from ..ops.triton.gated_residual import (
     residual_add,
 )
 from ..ops.triton.layer_norm import layer_norm, merge_layer_norm
-from ..ops.triton.linear import (
-    linear,
-    norm_gate_linear,
-    split_linear,
-)
+from ..ops.triton.linear import linear, norm_gate_linear, split_linear
 from ..ops.triton.patch_embed import patch_layer_norm
 from ..ops.triton.squeeze_excite import squeeze_excite
 
@@ -46,7 +41,7 @@ _ACTIVATIONS = {'gelu': F.gelu, 'relu': F.relu}
 
 
 def _fixed_norm(norm: nn.Module) -> ChannelNorm | None:
-    """A BatchNorm in evaluation as the kernels take it, None for none."""
+    """A BatchNorm as the kernels take it in evaluation, None for none."""
     if isinstance(norm, nn.Identity):
         return None
     return ChannelNorm(
@@ -54,28 +49,20 @@ def _fixed_norm(norm: nn.Module) -> ChannelNorm | None:
     )
 
 
+def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps
+
+
 def _norm_act(
-    norm: nn.Module,
-    x: Tensor,
-    activation: str,
-    dtype: torch.dtype,
+    norm: nn.Module, x: Tensor, activation: str, dtype: torch.dtype
 ) -> Tensor:
     """BatchNorm and activation in one step; Identity stands for no norm."""
     if isinstance(norm, nn.Identity):
         return x if activation == 'none' else _ACTIVATIONS[activation](x)
-    return batch_norm_act(
-        x,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.training,
-        norm.momentum,
-        norm.eps,
-        activation,
-        dtype,
-        norm.num_batches_tracked,
-    )
+    *tensors, eps = _fixed_norm(norm)
+    update = norm.training, norm.momentum, eps
+    batches = norm.num_batches_tracked
+    return batch_norm_act(x, *tensors, *update, activation, dtype, batches)
 
 
 def _is_fixed(*modules: nn.Module) -> bool:
@@ -85,26 +72,33 @@ def _is_fixed(*modules: nn.Module) -> bool:
     )
 
 
-def _scan_mixer(mixer: ScanMixer, x: Tensor, dtype: torch.dtype) -> Tensor:
-    conv, norm = mixer.conv2d, mixer.out_norm
-    u, gate = split_linear(x, mixer.in_proj.weight)
-    u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu', dtype)
-    y = mixer.scan(u)
-    return norm_gate_linear(
-        y,
-        gate,
-        norm.weight,
-        norm.bias,
-        norm.eps,
-        mixer.out_proj.weight,
-        dtype,
-    )
+def _linear_maps(
+    dtype: torch.dtype, *modules: nn.Linear | nn.Conv2d
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Weights (D, C) and biases of linear layers and convolutions of 1x1.
+
+    Where no gradient is needed, one launch casts them; else they stay.
+    """
+    parameters = [x for m in modules for x in (m.weight, m.bias)]
+    if not torch.is_grad_enabled():
+        old = [x for x in parameters if x is not None and x.dtype != dtype]
+        new = [torch.empty_like(x, dtype=dtype) for x in old]
+        if old:
+            torch._foreach_copy_(new, old)
+        cast = dict(zip(map(id, old), new, strict=True))
+        parameters = [cast.get(id(x), x) for x in parameters]
+    weights = [weight.flatten(1) for weight in parameters[::2]]
+    return list(zip(weights, parameters[1::2], strict=True))
 
 
 def _conv_branch(
-    branch: nn.Sequential, x: Tensor, dtype: torch.dtype
+    branch: nn.Sequential,
+    x: Tensor,
+    pointwise: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
 ) -> Tensor:
-    conv, norm, _, pointwise = branch
+    """The branch, with its last convolution as a linear map."""
+    conv, norm, *_ = branch
     if isinstance(norm, nn.Identity):
         y = depthwise_conv3x3(x, conv.weight, conv.bias, 'gelu', dtype)
     elif _is_fixed(norm):
@@ -114,7 +108,7 @@ def _conv_branch(
     else:
         y = depthwise_conv3x3(x, conv.weight, conv.bias, 'none', dtype)
         y = _norm_act(norm, y, 'gelu', dtype)
-    return linear(y, pointwise.weight.flatten(1), pointwise.bias)
+    return linear(y, *pointwise)
 
 
 def _gated_sum(
@@ -129,30 +123,26 @@ def _gated_sum(
     if not gates_fit(a.shape[3], reduce.out_features):
         a, b = (channels_last(se(channels_first(x))) for x in (a, b))
         return residual_add(residual, a + b, scale)
-    return gated_residual(
-        residual,
-        a,
-        b,
-        se.norm.weight,
-        se.norm.bias,
-        se.norm.eps,
-        reduce.weight,
-        reduce.bias,
-        expand.weight,
-        expand.bias,
-        scale,
-    )
+    gates = reduce.weight, reduce.bias, expand.weight, expand.bias
+    return gated_residual(residual, a, b, *_affine(se.norm), *gates, scale)
 
 
 def _evss_block(block: EVSSBlock, x: Tensor, dtype: torch.dtype) -> Tensor:
-    norm = block.norm
+    mixer, conv = block.mixer, block.mixer.conv2d
+    modules = [mixer.in_proj, mixer.out_proj]
+    if block.fusion:
+        modules.append(block.conv_branch[3])
+    (in_proj, _), (out_proj, _), *pointwise = _linear_maps(dtype, *modules)
     x = channels_last(x)
-    n = layer_norm(x, norm.weight, norm.bias, norm.eps, dtype)
-    y = _scan_mixer(block.mixer, n, dtype)
+    n = layer_norm(x, *_affine(block.norm), dtype)
+    u, gate = split_linear(n, in_proj)
+    u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu', dtype)
+    y = mixer.scan(u)
+    y = norm_gate_linear(y, gate, *_affine(mixer.out_norm), out_proj, dtype)
     scale = block.drop_path.sample_scale(y)
     if not block.fusion:
         return channels_first(residual_add(x, y, scale))
-    local = _conv_branch(block.conv_branch, n, dtype)
+    local = _conv_branch(block.conv_branch, n, *pointwise, dtype)
     return channels_first(_gated_sum(block.se, x, y, local, scale))
 
 
@@ -162,9 +152,12 @@ def _inverted_residual(
     conv_pw, norm_pw, _ = block.conv_pw
     conv_dw, norm_dw, _ = block.conv_dw
     conv_pw2, norm_pw2 = block.conv_pw2
-    reduce, expand = block.se.conv_reduce, block.se.conv_expand
+    se = block.se
+    first, reduce, expand, last = _linear_maps(
+        dtype, conv_pw, se.conv_reduce, se.conv_expand, conv_pw2
+    )
     x = channels_last(x)
-    y = linear(x.to(dtype), conv_pw.weight.flatten(1), conv_pw.bias)
+    y = linear(x.to(dtype), *first)
     fixed = _is_fixed(block.drop_path, norm_pw, norm_dw, norm_pw2)
     mean = None
     if fixed:
@@ -183,16 +176,9 @@ def _inverted_residual(
         y = _norm_act(norm_pw, y, 'relu', dtype)
         y = depthwise_conv3x3(y, conv_dw.weight, conv_dw.bias, 'none', dtype)
         y = _norm_act(norm_dw, y, 'relu', dtype)
-    y = squeeze_excite(
-        y,
-        reduce.weight.flatten(1).to(dtype),
-        reduce.bias,
-        expand.weight.flatten(1).to(dtype),
-        expand.bias,
-        dtype,
-        mean,
-    )
-    y = linear(y, conv_pw2.weight.flatten(1), conv_pw2.bias)
+    gates = [(weight.to(dtype), bias) for weight, bias in (reduce, expand)]
+    y = squeeze_excite(y, *gates[0], *gates[1], dtype, mean)
+    y = linear(y, *last)
     if fixed and isinstance(norm_pw2, nn.BatchNorm2d):
         y = batch_norm_add_inference(y, *_fixed_norm(norm_pw2), x)
         return channels_first(y)
@@ -202,25 +188,20 @@ def _inverted_residual(
 
 
 def _patch_embed(block: PatchEmbed, x: Tensor, dtype: torch.dtype) -> Tensor:
-    conv, norm = block.conv, block.norm
-    y = patch_layer_norm(
-        x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, dtype
-    )
+    conv, affine = block.conv, _affine(block.norm)
+    y = patch_layer_norm(x, conv.weight, conv.bias, *affine, dtype)
     return channels_first(y)
 
 
 def _patch_merging(
     block: PatchMerging, x: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    norm = block.norm
-    y = merge_layer_norm(
-        channels_last(x), norm.weight, norm.bias, norm.eps, dtype
-    )
+    y = merge_layer_norm(channels_last(x), *_affine(block.norm), dtype)
     return channels_first(linear(y, block.reduction.weight))
 
 
 def _output_norm(norm: LayerNorm2d, x: Tensor, dtype: torch.dtype) -> Tensor:
-    y = layer_norm(channels_last(x), norm.weight, norm.bias, norm.eps, x.dtype)
+    y = layer_norm(channels_last(x), *_affine(norm), x.dtype)
     return channels_first(y)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from evmamba_mm.fast import run_block
+from evmamba_mm.fast import difference, run_block
 from evmamba_mm.layers import (
     ES2D,
     SS2D,
@@ -54,8 +54,11 @@ def input_of(kind):
     return torch.randn(BLOCKS[kind][1], generator=generator).to(DEVICE)
 
 
-def changed(kind, change, training=True):
+def changed(kind, change, training=True, checked=False):
+    """A block that is changed, with ``checked`` after a check of it."""
     block = built(kind).train(training)
+    if checked:
+        assert difference(block, input_of(kind)) is None
     torch.manual_seed(2)
     new = change(block)
     return block if new is None else new

@@ -204,7 +204,8 @@ def test_a_changed_block_runs_by_kernels(kernels, identity):
     x = input_of(kind)
     differs = False
     for mode in (True, False):
-        first, second = (changed(kind, change, mode) for _ in range(2))
+        first = changed(kind, change, mode)
+        second = changed(kind, change, mode, checked=True)
         assert difference(first, x) is None
         expected = seen(first, x, by_block(False), mode)
         assert_same(seen(second, x, by_block('auto'), mode), expected)
