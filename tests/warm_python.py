@@ -1,21 +1,58 @@
 """A `python` that has made its imports: a server that forks at each call.
 
-A page starts a dozen tools, and each would import the toolboxes anew, for
+The tests start many tools, and each would import the toolboxes anew, for
 longer than its work takes. As a script: `warm_python.py serve SOCKET`, and
 `warm_python.py call SOCKET SCRIPT ARGUMENTS` for a call.
 """
 
+import gc
 import json
 import os
 import runpy
 import socket
+import subprocess
 import sys
+import time
 import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+class WarmPython:
+    """The server's process; leaving it ends the server.
+
+    `command` is what stands for `python` in a command line.
+    """
+
+    def __init__(self, folder):
+        self.address = folder / 'server'
+        client = (sys.executable, '-IS', __file__, 'call', self.address)
+        self.command = [str(part) for part in client]
+
+    def __enter__(self):
+        command = [sys.executable, __file__, 'serve', self.address]
+        environment = dict(
+            os.environ,
+            CUDA_VISIBLE_DEVICES='',
+            OMP_NUM_THREADS='1',
+            PYTHONPATH=str(ROOT),
+        )
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        while not self.address.exists():
+            if self._process.poll() is not None:
+                raise RuntimeError('the server of warm_python.py has ended')
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_):
+        self._process.terminate()
+        self._process.wait()
 
 
 def serve(address):
     # First: it serves the ops that mmcv-lite lacks.
-    import evmamba_mm  # noqa: F401, I001
+    import evmamba_mm  # noqa: I001
     import mmdet.apis
     import mmdet.datasets
     import mmdet.engine
@@ -26,7 +63,23 @@ def serve(address):
     import mmseg.engine
     import mmseg.evaluation
     import mmseg.models  # noqa: F401
+    import pycocotools.mask  # noqa: F401
+    import torch
+    import torch._dynamo
+    import mmpretrain.apis
+    import mmpretrain.datasets
+    import mmpretrain.engine
+    import mmpretrain.evaluation
+    import mmpretrain.models  # noqa: F401
 
+    from tests.quick_hosts import hurry
+
+    hurry()
+    # Numba reads its stored kernels.
+    with torch.no_grad():
+        evmamba_mm.EfficientVMamba('atto').eval()(torch.zeros(1, 3, 32, 32))
+    # mmengine collects garbage for each data set: what is here is none.
+    gc.freeze()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
@@ -37,7 +90,7 @@ def serve(address):
 
 
 def answer(connection):
-    message, streams, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+    message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 2)
     call = json.loads(message)
     child = os.fork()
     if child == 0:
@@ -53,8 +106,11 @@ def run(call, streams):
     for target, stream in enumerate(streams, start=1):
         os.dup2(stream, target)
     os.chdir(call['folder'])
+    os.environ.clear()
+    os.environ.update(call['environment'])
     sys.argv = call['arguments']
-    more = [os.path.abspath(path) for path in call['path'].split(os.pathsep)]
+    path = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    more = [os.path.abspath(folder) for folder in path]
     sys.path[:1] = [os.path.dirname(os.path.realpath(sys.argv[0])), *more]
     try:
         runpy.run_path(sys.argv[0], run_name='__main__')
@@ -73,9 +129,9 @@ def run(call, streams):
 
 
 def call(address, *arguments):
-    path = os.environ['PYTHONPATH']
+    environment = dict(os.environ)
     message = json.dumps(
-        dict(arguments=arguments, folder=os.getcwd(), path=path)
+        dict(arguments=arguments, folder=os.getcwd(), environment=environment)
     )
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(address)
