@@ -2,13 +2,16 @@
 
 The tests start many tools, and each would import the toolboxes anew, for
 longer than its work takes. As a script: `warm_python.py serve SOCKET`, and
-`warm_python.py call SOCKET SCRIPT ARGUMENTS` for a call.
+`warm_python.py call SOCKET SCRIPT ARGUMENTS` or
+`warm_python.py call SOCKET -m MODULE ARGUMENTS` for a call.
 """
 
+import functools
 import gc
 import json
 import os
 import runpy
+import shlex
 import socket
 import subprocess
 import sys
@@ -22,13 +25,14 @@ ROOT = Path(__file__).parents[1]
 class WarmPython:
     """The server's process; leaving it ends the server.
 
-    `command` is what stands for `python` in a command line.
+    `path` is of a program that takes the place of `python`.
     """
 
     def __init__(self, folder):
-        self.address = folder / 'server'
-        client = (sys.executable, '-IS', __file__, 'call', self.address)
-        self.command = [str(part) for part in client]
+        self.address, self.path = folder / 'server', folder / 'python'
+        client = (sys.executable, '-IS', __file__, 'call', str(self.address))
+        self.path.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
+        self.path.chmod(0o755)
 
     def __enter__(self):
         command = [sys.executable, __file__, 'serve', self.address]
@@ -38,7 +42,9 @@ class WarmPython:
             OMP_NUM_THREADS='1',
             PYTHONPATH=str(ROOT),
         )
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        )
         while not self.address.exists():
             if self._process.poll() is not None:
                 raise RuntimeError('the server of warm_python.py has ended')
@@ -111,9 +117,18 @@ def run(call, streams):
     sys.argv = call['arguments']
     path = os.environ.get('PYTHONPATH', '').split(os.pathsep)
     more = [os.path.abspath(folder) for folder in path]
-    sys.path[:1] = [os.path.dirname(os.path.realpath(sys.argv[0])), *more]
+    start = functools.partial(runpy.run_path, sys.argv[0])
+    if sys.argv[0] == '-m':
+        del sys.argv[0]
+        start = functools.partial(
+            runpy.run_module, sys.argv[0], alter_sys=True
+        )
+        more.insert(0, '')
+    else:
+        more.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))
+    sys.path[:1] = more
     try:
-        runpy.run_path(sys.argv[0], run_name='__main__')
+        start(run_name='__main__')
         status = 0
     except SystemExit as error:
         status = error.code or 0

@@ -28,14 +28,13 @@ class Workplace:
             'PATH': f'{folder / "bin"}{os.pathsep}{os.environ["PATH"]}',
             'PYTHONPATH': str(ROOT),
         }
-        call = shlex.join(warm_python.command)
+        call = shlex.quote(str(warm_python.path))
         self._write_command('warm', f'{call} "$@"')
         script = shlex.join([sys.executable, '-IS', str(HERE / 'shorter.py')])
         more = f'$({script} "$@")'
         self._write_command('python', f'{call} "$@" {more}')
         # mim starts a tool by the Python that runs mim.
-        warm = str(folder / 'bin' / 'warm')
-        start = f'import sys; sys.executable = {warm!r}; '
+        start = f'import sys; sys.executable = {str(warm_python.path)!r}; '
         start += 'from mim.cli import cli; cli()'
         mim = shlex.join([sys.executable, '-c', start])
         self._write_command('mim', f'{mim} "$@" {more}')
