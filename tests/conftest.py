@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from .quick_hosts import hurry
+from .warm_python import WarmPython
+
 # Without a GPU the Triton kernels run in Triton's interpreter. Triton reads
 # this when it is imported, which anything may do.
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'
+
+hurry()
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     # Each worker has one core to itself; more threads only get in the way.
@@ -58,6 +63,15 @@ def reference_dir():
 def data_dir():
     """The folder of small data sets, each a tar."""
     return folder_from_environment('EVMAMBA_DATA', 'data sets as tars')
+
+
+@pytest.fixture(scope='session')
+def warm_python(tmp_path_factory):
+    """A Python that starts at once; it needs every toolbox."""
+    for name in ('mmdet', 'mmseg', 'mmpretrain'):
+        pytest.importorskip(name, reason=f'{name} is not installed')
+    with WarmPython(tmp_path_factory.mktemp('warm')) as python:
+        yield python
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,6 @@
 import functools
 import re
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def test_detector_counts_what_a_real_run_of_the_host_counts():
     assert f'{count.flops / 1e9:.3f}' == '59.786'
 
 
-def test_the_hosts_own_tool_counts_the_same():
+def test_the_hosts_own_tool_counts_the_same(warm_python):
     import mmpretrain
 
     script = Path(mmpretrain.__file__).parent.joinpath(
@@ -108,7 +107,7 @@ def test_the_hosts_own_tool_counts_the_same():
     if not script.is_file():
         pytest.skip('mmpretrain is installed without its tools')
     result = subprocess.run(
-        [sys.executable, str(script), str(CONFIGS / TINY)],
+        [warm_python.path, script, CONFIGS / TINY],
         capture_output=True,
         text=True,
     )

@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from PIL import Image
@@ -16,12 +15,9 @@ HERE = Path(__file__).parent
 
 
 class Workplace:
-    """Holds this repository's configs and tools, and a quick `python`.
+    """Holds this repository's configs and tools, and a quick `python`."""
 
-    Leaving it ends the server behind that `python`.
-    """
-
-    def __init__(self, folder):
+    def __init__(self, folder, warm_python):
         self.folder = folder
         for name in ('configs', 'tools'):
             (folder / name).symlink_to(ROOT / name)
@@ -32,31 +28,16 @@ class Workplace:
             'PATH': f'{folder / "bin"}{os.pathsep}{os.environ["PATH"]}',
             'PYTHONPATH': str(ROOT),
         }
-
-    def __enter__(self):
-        address = self.folder / 'server'
-        command = [sys.executable, HERE / 'warm_python.py', 'serve', address]
-        self._server = subprocess.Popen(
-            command, cwd=self.folder, env=self._environment
-        )
-        while not address.exists():
-            if self._server.poll() is not None:
-                raise RuntimeError('the server of warm_python.py has ended')
-            time.sleep(0.1)
-        python = shlex.join([sys.executable, '-IS'])
-        warm = shlex.quote(str(HERE / 'warm_python.py'))
-        more = f'$({python} {shlex.quote(str(HERE / "shorter.py"))} "$@")'
-        start = 'from mim.cli import cli; cli()'
-        mim = shlex.join([sys.executable, '-c', start])
-        call = f'{python} {warm} call {shlex.quote(str(address))}'
+        call = shlex.quote(str(warm_python.path))
         self._write_command('warm', f'{call} "$@"')
+        script = shlex.join([sys.executable, '-IS', str(HERE / 'shorter.py')])
+        more = f'$({script} "$@")'
         self._write_command('python', f'{call} "$@" {more}')
+        # mim starts a tool by the Python that runs mim.
+        start = f'import sys; sys.executable = {str(warm_python.path)!r}; '
+        start += 'from mim.cli import cli; cli()'
+        mim = shlex.join([sys.executable, '-c', start])
         self._write_command('mim', f'{mim} "$@" {more}')
-        return self
-
-    def __exit__(self, *_):
-        self._server.terminate()
-        self._server.wait()
 
     def _write_command(self, name, line):
         path = self.folder / 'bin' / name

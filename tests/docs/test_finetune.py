@@ -52,16 +52,14 @@ def block_with(part):
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-    for name in ('mmdet', 'mmseg', 'mmpretrain'):
-        pytest.importorskip(name, reason=f'{name} is not installed')
-    with Workplace(tmp_path_factory.mktemp('finetune')) as place:
-        folder = place.folder
-        for name, text in FILES.items():
-            (folder / name).write_text(text)
-        save_released(folder / 'released.ckpt', 'tiny', 1000)
-        convert_checkpoint(folder / 'released.ckpt', folder / WEIGHTS)
-        yield place
+def place(tmp_path_factory, warm_python):
+    place = Workplace(tmp_path_factory.mktemp('finetune'), warm_python)
+    folder = place.folder
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    save_released(folder / 'released.ckpt', 'tiny', 1000)
+    convert_checkpoint(folder / 'released.ckpt', folder / WEIGHTS)
+    return place
 
 
 def follow(place, block):

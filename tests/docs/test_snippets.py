@@ -1,11 +1,11 @@
 """The Python blocks of four pages, and outputs that are shown."""
 
+import functools
 import os
 import re
 import runpy
 import shlex
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -56,10 +56,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, *command):
+@pytest.fixture
+def run(folder, warm_python):
+    return functools.partial(run_script, folder, warm_python.path)
+
+
+def run_script(folder, python, *command):
     """Runs a Python script; returns its output without log lines."""
     result = subprocess.run(
-        [sys.executable, *command],
+        [python, *command],
         cwd=folder,
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
         capture_output=True,
@@ -126,11 +131,11 @@ def test_config_carries_the_recipe(name, rate, folder):
 
 
 @pytest.mark.parametrize('name', PRINTING)
-def test_python_prints_what_is_shown(name, folder):
+def test_python_prints_what_is_shown(name, run):
     if name == 'export_model.py':
         for package in ('onnxscript', 'onnxruntime'):
             pytest.importorskip(package, reason=f'{package} is not installed')
-    line = run(folder, name)[-1]
+    line = run(name)[-1]
     assert f'\n    {line}\n' in (ROOT / PRINTING[name]).read_text()
 
 
@@ -144,7 +149,7 @@ def test_changed_blocks_differ_as_shown(folder):
         assert f'not the fused kernels: {why}\n' in page
 
 
-def test_detectors_predict_as_the_page_says(folder):
+def test_detectors_predict_as_the_page_says(folder, run):
     pytest.importorskip('mmdet', reason='mmdet is not installed')
     script = BLOCKS['fused_detector.py'].text
     config, checkpoint, _ = re.findall(r"'(\S+/\S+)'", script)
@@ -160,16 +165,16 @@ def test_detectors_predict_as_the_page_says(folder):
     (folder / checkpoint).parent.mkdir(parents=True)
     meta = dict(dataset_meta=dict(classes=('nucleus',)))
     torch.save(dict(state_dict=weights, meta=meta), folder / checkpoint)
-    plain, fused = run(folder, 'fused_detector.py')[-2:]
+    plain, fused = run('fused_detector.py')[-2:]
     assert float(plain) > 0
     assert float(fused) == pytest.approx(float(plain), rel=1e-3)
-    predictions, maps = run(folder, 'predict_images.py')[-2:]
+    predictions, maps = run('predict_images.py')[-2:]
     assert predictions.startswith('dict_keys([')
     assert maps.startswith('[(1, ')
 
 
 @pytest.mark.parametrize(('arguments', 'shown'), list(shown_commands()))
-def test_command_prints_what_is_shown(arguments, shown, folder):
+def test_command_prints_what_is_shown(arguments, shown, folder, run):
     for host in ('mmdet', 'mmseg', 'mmpretrain'):
         pytest.importorskip(host, reason=f'{host} is not installed')
     if 'convert_checkpoint' in arguments[0]:
@@ -177,7 +182,7 @@ def test_command_prints_what_is_shown(arguments, shown, folder):
         weights['classifier.head.weight'] = torch.zeros(1000, 384)
         weights['classifier.head.bias'] = torch.zeros(1000)
         torch.save(dict(state_dict=weights), folder / arguments[1])
-    printed = run(folder, *arguments)
+    printed = run(*arguments)
     if shown[-1] == '...':
         shown = shown[:-1]
         printed = printed[: len(shown)]

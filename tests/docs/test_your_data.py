@@ -83,16 +83,15 @@ MISTAKES = [
 
 
 @pytest.fixture(scope='module')
-def workplace(tmp_path_factory):
-    for name in ('mmdet', 'mmseg', 'mim'):
-        pytest.importorskip(name, reason=f'{name} is not installed')
-    with Workplace(tmp_path_factory.mktemp('page')) as place:
-        torch.manual_seed(0)
-        weights = released_like(EfficientVMamba('tiny'))
-        weights['classifier.head.weight'] = torch.randn(1000, 384)
-        weights['classifier.head.bias'] = torch.zeros(1000)
-        torch.save(dict(state_dict=weights), place.folder / RELEASED)
-        yield place
+def workplace(tmp_path_factory, warm_python):
+    pytest.importorskip('mim', reason='openmim is not installed')
+    place = Workplace(tmp_path_factory.mktemp('page'), warm_python)
+    torch.manual_seed(0)
+    weights = released_like(EfficientVMamba('tiny'))
+    weights['classifier.head.weight'] = torch.randn(1000, 384)
+    weights['classifier.head.bias'] = torch.zeros(1000)
+    torch.save(dict(state_dict=weights), place.folder / RELEASED)
+    return place
 
 
 @pytest.fixture(scope='module')

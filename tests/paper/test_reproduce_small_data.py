@@ -4,6 +4,7 @@ The scores mean nothing; that they come out, and beside which cell, is tested.
 """
 
 import importlib
+import sys
 import tarfile
 from pathlib import Path
 
@@ -19,9 +20,10 @@ TINY = 'mmpretrain/evmamba-tiny_16xb128-amp-300e_in1k.py'
 
 
 @pytest.fixture
-def main(monkeypatch, tmp_path):
+def main(monkeypatch, tmp_path, warm_python):
     """The tool's main(), in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'executable', str(warm_python.path))
     return load_tool('paper/reproduce', monkeypatch).main
 
 

@@ -49,12 +49,12 @@ def start(folder, *command, **extra):
             process.kill()
 
 
-def test_second_training_is_refused_and_ctrl_c_is_a_line(toy):
+def test_second_training_is_refused_and_ctrl_c_is_a_line(toy, warm_python):
     command = [sys.executable, TOOLS / 'train.py', 'toy.py']
     command += ['--work-dir', 'work_shared', '--cfg-options', *LONG, *NO_VAL]
     with start(toy, *command) as first:
         wait_for(toy / 'work_shared' / 'last_checkpoint', first)
-        status, output = run(toy, *command)
+        status, output = run(toy, warm_python.path, *command[1:])
         first.send_signal(signal.SIGINT)
         said = first.communicate(timeout=120)[0]
     assert status == 1
@@ -244,8 +244,8 @@ def test_file_to_resume_that_is_none(tmp_path, package_log):
     assert 'c.pth has no optimizer: it starts anew' in record.getMessage()
 
 
-def test_state_of_another_training_is_a_line(toy):
-    command = [sys.executable, TOOLS / 'train.py', 'toy.py', '--cfg-options']
+def test_state_of_another_training_is_a_line(toy, warm_python):
+    command = [warm_python.path, TOOLS / 'train.py', 'toy.py', '--cfg-options']
     work = ('work_dir=work_other', *NO_VAL)
     assert run(toy, *command, *work)[0] == 0
     file = toy / 'work_other' / 'epoch_1.pth'

@@ -77,8 +77,8 @@ def test_mim_trains_our_config_with_the_hosts_tool(
 ):
     pytest.importorskip('mim', reason='openmim is not installed')
     package = pytest.importorskip(module, reason=f'{host} is not installed')
-    batch = 16 if host == 'mmpretrain' else 8
     options = [
+        'train_dataloader.batch_size=2',
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=1',
         'default_hooks.logger.interval=1',
@@ -87,7 +87,7 @@ def test_mim_trains_our_config_with_the_hosts_tool(
         options += [
             f'{split}_dataloader.num_workers=0',
             f'{split}_dataloader.persistent_workers=False',
-            f'{split}_dataloader.dataset.indices={batch}',
+            f'{split}_dataloader.dataset.indices=2',
         ]
     status, output = run(
         folder_with_data,
@@ -217,16 +217,16 @@ def wait_for(path, process):
         time.sleep(0.1)
 
 
-def test_killed_training_goes_on_from_its_last_checkpoint(toy):
+def test_killed_training_goes_on_from_its_last_checkpoint(toy, warm_python):
     work = toy / 'work_killed'
     command = [
-        *(sys.executable, str(TOOLS / 'train.py'), 'toy.py'),
+        *(str(TOOLS / 'train.py'), 'toy.py'),
         *('--work-dir', str(work), '--cfg-options'),
         *('default_hooks.logger.interval=1', 'val_dataloader=None'),
         *('val_cfg=None', 'val_evaluator=None'),
     ]
     with subprocess.Popen(
-        [*command, 'train_cfg.max_epochs=100000'],
+        [sys.executable, *command, 'train_cfg.max_epochs=100000'],
         cwd=toy,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -242,7 +242,8 @@ def test_killed_training_goes_on_from_its_last_checkpoint(toy):
 
     last = done + 2
     status, output = run(
-        toy, *command, f'train_cfg.max_epochs={last}', '--resume'
+        *(toy, warm_python.path, *command),
+        *(f'train_cfg.max_epochs={last}', '--resume'),
     )
     assert status == 0, output
     assert f'resumed epoch: {done}, iter: {2 * done}' in output

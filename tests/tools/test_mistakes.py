@@ -117,13 +117,14 @@ def test_data_that_may_be_elsewhere_are_not_refused(dataset, monkeypatch):
     checks.check_data(cfg, ['test'])
 
 
-def test_annotation_that_names_a_missing_image(toy):
+def test_annotation_that_names_a_missing_image(toy, warm_python):
     (toy / 'names.txt').write_text('class0/0.png 0\nclass1/none.png 1\n')
     key = 'train_dataloader.dataset'
     status, output = run(
         toy,
         *('train.py', 'toy.py', '--cfg-options'),
         *(f'{key}.ann_file={toy}/names.txt', 'train_dataloader.num_workers=1'),
+        python=warm_python.path,
     )
     assert status != 0
     said = output.rpartition('FileNotFoundError: ')[2]

@@ -22,13 +22,13 @@ def free_port():
     raise AssertionError('every port is in use')
 
 
-def run(folder, tool, *arguments, **environment):
+def run(folder, tool, *arguments, python=sys.executable, **environment):
     """Runs a tool in `folder`; returns its exit status and its output."""
-    command = [sys.executable, str(TOOLS / tool)]
+    command = [python, str(TOOLS / tool)]
     if tool.endswith('.sh'):
         command = ['bash', str(TOOLS / tool)]
     result = subprocess.run(
-        [*command, *(str(argument) for argument in arguments)],
+        [str(part) for part in (*command, *arguments)],
         cwd=folder,
         env={
             **os.environ,
@@ -77,8 +77,8 @@ def test_help_imports_nothing_heavy(tool):
     assert result.stdout.split()[-1] == 'False'
 
 
-def test_misspelt_config_is_told_the_near_names(toy):
-    status, output = run(toy, 'train.py', 'toyyy.py')
+def test_misspelt_config_is_told_the_near_names(toy, warm_python):
+    status, output = run(toy, 'train.py', 'toyyy.py', python=warm_python.path)
     assert status == 2
     assert "no file 'toyyy.py'; did you mean toy.py?" in output
 
@@ -93,8 +93,12 @@ def test_misspelt_config_is_told_the_near_names(toy):
     ],
     ids=['option', 'resume', 'checkpoint', 'out'],
 )
-def test_unusable_argument_is_refused(tool, arguments, message, toy):
-    status, output = run(toy, tool, 'toy.py', *arguments)
+def test_unusable_argument_is_refused(
+    tool, arguments, message, toy, warm_python
+):
+    status, output = run(
+        toy, tool, 'toy.py', *arguments, python=warm_python.path
+    )
     assert status == 2
     assert message in output
 
@@ -120,7 +124,7 @@ def test_training_writes_a_checkpoint_and_a_score(trained):
     assert 'accuracy/top1' in output
 
 
-def test_resumed_training_goes_on(trained):
+def test_resumed_training_goes_on(trained, warm_python):
     folder, _ = trained
     status, output = run(
         folder,
@@ -130,6 +134,7 @@ def test_resumed_training_goes_on(trained):
         '--resume',
         '--cfg-options',
         'train_cfg.max_epochs=2',
+        python=warm_python.path,
     )
     assert status == 0, output
     assert 'resumed epoch: 1' in output
@@ -153,17 +158,18 @@ def test_testing_writes_predictions_and_pictures(trained):
     assert len(list((folder / 'pictures').glob('*.png'))) == 4
 
 
-def test_testing_with_augmentation_prints_a_score(trained):
+def test_testing_with_augmentation_prints_a_score(trained, warm_python):
     folder, _ = trained
     status, output = run(
-        folder, 'test.py', 'toy.py', 'work/epoch_1.pth', '--tta'
+        *(folder, 'test.py', 'toy.py', 'work/epoch_1.pth', '--tta'),
+        python=warm_python.path,
     )
     assert status == 0, output
     assert 'AverageClsScoreTTA' in output
     assert 'accuracy/top1' in output
 
 
-def test_head_that_does_not_fit_is_refused(trained):
+def test_head_that_does_not_fit_is_refused(trained, warm_python):
     folder, _ = trained
     status, output = run(
         folder,
@@ -172,6 +178,7 @@ def test_head_that_does_not_fit_is_refused(trained):
         'work/epoch_1.pth',
         '--cfg-options',
         'model.head.in_channels=64',
+        python=warm_python.path,
     )
     assert status != 0
     assert 'fit the model of the config: 1 of another shape (head.fc' in output
