@@ -1,8 +1,12 @@
 """Stock tools of the toolboxes behind `python -m evmamba_mm.run`."""
 
 import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
 
 from evmamba_mm import run
+from evmamba_mm.apis import build_predictor
 
 from .compat.processes import run_python
 from .test_rooms import ROOT
@@ -38,6 +42,24 @@ def test_get_flops_of_mmseg():
         '-m', 'evmamba_mm.run', tool, config, '--shape', '64', '64'
     ).lines()
     assert any(line.startswith('Flops: ') for line in lines)
+
+
+def test_visualization_cam_of_mmseg(tmp_path):
+    pytest.importorskip('mmseg', reason='mmseg is not installed')
+    pytest.importorskip('pytorch_grad_cam', reason='grad-cam is missing')
+    config = CONFIGS / 'demo/upernet_evmamba-atto_1xb8-8e_nuclei-128x128.py'
+    model = build_predictor(Config.fromfile(config), 'cpu').model
+    weights, cam = tmp_path / 'weights.pth', tmp_path / 'cam.png'
+    torch.save(dict(state_dict=model.state_dict(), meta={}), weights)
+    run_python(
+        *('-m', 'evmamba_mm.run', 'mmseg/analysis_tools/visualization_cam.py'),
+        *(CONFIGS / 'demo/nuclei/images/val/0280fa8f60f6bcae.jpg', config),
+        *(weights, '--target-layers', 'backbone.norm3', '--device', 'cpu'),
+        *('--category-index', '1', '--cam-file', cam),
+        *('--out-file', tmp_path / 'map.png'),
+    ).lines()
+    with Image.open(cam) as picture:
+        assert picture.size == (256, 256)
 
 
 def test_browse_dataset_of_mmdet(tmp_path):

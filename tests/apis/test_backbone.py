@@ -25,6 +25,21 @@ def test_an_image_is_normalised_as_in_training():
     assert found[0, :, 2, 3].numpy() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    'image, said',
+    [
+        ('photo.jpg', 'an image of PIL.* got str'),
+        (np.zeros((8, 8, 3), np.uint8), 'got ndarray'),
+        (Image.fromarray(np.full((8, 8), 900, np.uint16)), "'I;16'"),
+        (Image.fromarray(np.full((8, 8), 0.5, np.float32)), "mode 'F'"),
+    ],
+    ids=['path', 'array', '16-bit', 'float'],
+)
+def test_what_would_lose_its_values_is_refused(image, said):
+    with pytest.raises(ValueError, match=said):
+        image_tensor(image)
+
+
 def test_features_of_an_image(tmp_path):
     path = tmp_path / 'released.ckpt'
     save_released(path)

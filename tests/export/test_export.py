@@ -155,6 +155,22 @@ def test_a_head_with_a_third_output_is_exported(count):
         dense_model(detector)(torch.zeros(1))
 
 
+class Queries(nn.Module):
+    def forward(self, maps, queries):
+        return maps, queries
+
+
+@pytest.mark.parametrize('head', [Queries(), nn.Module()], ids=['2', 'none'])
+@pytest.mark.parametrize('name', ['rpn_head', 'bbox_head', 'decode_head'])
+def test_a_head_that_reads_more_than_maps_is_refused(name, head):
+    model = nn.Module()
+    model.extract_feat = lambda x: (x, x)
+    setattr(model, name, head)
+    kind = type(head).__name__
+    with pytest.raises(ValueError, match=f'{kind} computes nothing from feat'):
+        export_program(dense_model(model), IMAGE, dynamic=())
+
+
 @pytest.mark.parametrize(
     'image, dynamic, said',
     [
