@@ -15,6 +15,7 @@ Remove when mmengine adds its types to the allow-list itself.
 """
 
 import argparse
+import codecs
 import logging
 from collections.abc import Callable
 from pickle import UnpicklingError
@@ -85,6 +86,8 @@ def _number_types() -> list[type]:
 _ALLOWED = [
     HistoryBuffer,
     argparse.Namespace,
+    # The bytes of numpy's values; torch allows it itself from 2.6 on.
+    codecs.encode,
     np.ndarray,
     np.dtype,
     *_number_types(),
