@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..backbones import EfficientVMamba
@@ -56,6 +56,8 @@ def load_backbone(
 def image_tensor(image: Image.Image) -> Tensor:
     """Return an image as (1, 3, H, W), normalised as in training.
 
+    A photograph is turned upright by its EXIF, as the toolboxes do it.
+
     Raises:
         ValueError: If it is no image of PIL, or has more than 8 bits a value,
             which PIL would cut off.
@@ -71,7 +73,8 @@ def image_tensor(image: Image.Image) -> Tensor:
             f'{image.mode!r}: scale its values to 0 to 255 and convert it to '
             "'L' or 'RGB' before"
         )
-    pixels = torch.from_numpy(np.array(image.convert('RGB'), np.float32))
+    upright = ImageOps.exif_transpose(image).convert('RGB')
+    pixels = torch.from_numpy(np.array(upright, np.float32))
     normalised = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
     return normalised.permute(2, 0, 1).unsqueeze(0).contiguous()
 
