@@ -2,7 +2,13 @@
 
 import subprocess
 
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
 from evmamba_mm import run
+from evmamba_mm.apis import build_predictor
 
 from .compat.processes import run_python
 from .test_rooms import ROOT
@@ -45,6 +51,23 @@ def test_get_flops_of_mmseg(warm_python):
     tool = 'mmseg/analysis_tools/get_flops.py'
     lines = run_tool(warm_python.path, tool, config, '--shape', '64', '64')
     assert any(line.startswith('Flops: ') for line in lines)
+
+
+def test_visualization_cam_of_mmseg(tmp_path, warm_python):
+    pytest.importorskip('pytorch_grad_cam', reason='grad-cam is missing')
+    config = CONFIGS / 'demo/upernet_evmamba-atto_1xb8-8e_nuclei-128x128.py'
+    model = build_predictor(Config.fromfile(config), 'cpu').model
+    weights, cam = tmp_path / 'weights.pth', tmp_path / 'cam.png'
+    torch.save(dict(state_dict=model.state_dict(), meta={}), weights)
+    run_tool(
+        *(warm_python.path, 'mmseg/analysis_tools/visualization_cam.py'),
+        *(CONFIGS / 'demo/nuclei/images/val/0280fa8f60f6bcae.jpg', config),
+        *(weights, '--target-layers', 'backbone.norm3', '--device', 'cpu'),
+        *('--category-index', '1', '--cam-file', cam),
+        *('--out-file', tmp_path / 'map.png'),
+    )
+    with Image.open(cam) as picture:
+        assert picture.size == (256, 256)
 
 
 def test_browse_dataset_of_mmdet(tmp_path, warm_python):

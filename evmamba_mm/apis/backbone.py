@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..backbones import EfficientVMamba
@@ -54,8 +54,27 @@ def load_backbone(
 
 
 def image_tensor(image: Image.Image) -> Tensor:
-    """Return an image as (1, 3, H, W), normalised as in training."""
-    pixels = torch.from_numpy(np.array(image.convert('RGB'), np.float32))
+    """Return an image as (1, 3, H, W), normalised as in training.
+
+    A photograph is turned upright by its EXIF, as the toolboxes do it.
+
+    Raises:
+        ValueError: If it is no image of PIL, or has more than 8 bits a value,
+            which PIL would cut off.
+    """
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            'image must be an image of PIL, as Image.open(FILE) and '
+            f'Image.fromarray(ARRAY) give it, got {type(image).__name__}'
+        )
+    if image.mode[0] in 'IF':
+        raise ValueError(
+            'image must have 8 bits a value, got one of PIL mode '
+            f'{image.mode!r}: scale its values to 0 to 255 and convert it to '
+            "'L' or 'RGB' before"
+        )
+    upright = ImageOps.exif_transpose(image).convert('RGB')
+    pixels = torch.from_numpy(np.array(upright, np.float32))
     normalised = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
     return normalised.permute(2, 0, 1).unsqueeze(0).contiguous()
 
@@ -67,6 +86,9 @@ def image_features(
     """Return the feature maps of an image, each (1, C, H, W).
 
     The image is neither resized nor cropped.
+
+    Raises:
+        ValueError: If the image is none of PIL with 8 bits a value.
     """
     device = next(backbone.parameters()).device
     return backbone(image_tensor(image).to(device))

@@ -20,6 +20,7 @@ from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..weight_files import BrokenWeightsError, read_weights
+from . import safe_loading
 
 
 def apply() -> None:
@@ -36,7 +37,7 @@ def apply() -> None:
 
 def load_from_local(filename: str, map_location: Any = None) -> dict:
     """Load a local file; the arguments are those of mmengine's loader."""
-    return read_weights(os.path.expanduser(filename), map_location)
+    return _read(os.path.expanduser(filename), map_location)
 
 
 def load_from_http(
@@ -66,11 +67,18 @@ def load_from_http(
         # Of a machine that shares no disk with the first one.
         _fetch(filename, target, progress)
     try:
-        return read_weights(target, map_location)
+        return _read(target, map_location)
     except BrokenWeightsError as error:
         raise BrokenWeightsError(
             f'{error} (it came from {filename}; delete it to fetch it again)'
         ) from error
+
+
+def _read(path: str | Path, map_location: Any) -> dict:
+    # A library that allows a type for one file removes it after that from the
+    # list of all, as timm does with argparse.Namespace.
+    safe_loading.apply()
+    return read_weights(path, map_location)
 
 
 def _fetch(address: str, target: Path, progress: bool) -> None:

@@ -2,9 +2,10 @@
 
 Breaks: testing, resuming and `load_from` of an `epoch_N.pth`, with "Weights
 only load failed ... mmengine.logging.history_buffer.HistoryBuffer".
-Why: since torch 2.6 `torch.load` by default creates only objects of allowed
-types, and mmengine stores its log in each checkpoint: HistoryBuffers, with
-numpy arrays and references to their own methods.
+Why: `torch.load` creates only objects of allowed types, since torch 2.6 by
+default and in this package's loaders with any torch, and mmengine stores its
+log in each checkpoint: HistoryBuffers, with numpy arrays and references to
+their own methods.
 The released EfficientVMamba files hold their arguments, an
 `argparse.Namespace`, which is a plain container.
 Fix: add exactly these types to torch's allow-list. A method is pickled as a
@@ -14,6 +15,7 @@ Remove when mmengine adds its types to the allow-list itself.
 """
 
 import argparse
+import codecs
 import logging
 from collections.abc import Callable
 from pickle import UnpicklingError
@@ -22,7 +24,6 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-DEFAULT_IS_SAFE_SINCE = (2, 6)
 HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 NUMBER_KINDS = 'biuf'
 # The private module was `numpy.core` before numpy 2.
@@ -33,8 +34,6 @@ logger = logging.getLogger('evmamba_mm')
 
 def apply() -> None:
     """Adds what is missing to torch's allow-list."""
-    if torch.__version__ < DEFAULT_IS_SAFE_SINCE:
-        return
     known = torch.serialization.get_safe_globals()
     missing = [item for item in _ALLOWED if item not in known]
     if missing:
@@ -87,6 +86,8 @@ def _number_types() -> list[type]:
 _ALLOWED = [
     HistoryBuffer,
     argparse.Namespace,
+    # The bytes of numpy's values; torch allows it itself from 2.6 on.
+    codecs.encode,
     np.ndarray,
     np.dtype,
     *_number_types(),

@@ -36,12 +36,27 @@ def _numbered(name: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return {f'{name}{i}': x for i, x in enumerate(tensors)}
 
 
+def _outputs(head: nn.Module, maps: tuple[Tensor, ...]):
+    """What a head makes of feature maps alone.
+
+    Raises:
+        ValueError: If it reads more, such as queries.
+    """
+    try:
+        return head(maps)
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f'{type(head).__name__} computes nothing from feature maps alone '
+            f'({error}); legal are heads that do, without queries'
+        ) from error
+
+
 def _classify(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return {'scores': model(image, mode='tensor')}
 
 
 def _segment(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    scores = model.decode_head(model.extract_feat(image))
+    scores = _outputs(model.decode_head, model.extract_feat(image))
     scores = F.interpolate(
         scores,
         size=image.shape[2:],
@@ -52,7 +67,7 @@ def _segment(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    outputs = model.bbox_head(model.extract_feat(image))
+    outputs = _outputs(model.bbox_head, model.extract_feat(image))
     if len(outputs) not in (2, 3):
         raise ValueError(
             f'{type(model.bbox_head).__name__} has {len(outputs)} outputs; '
@@ -68,7 +83,7 @@ def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 def _propose(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     maps = model.extract_feat(image)
-    scores, boxes = model.rpn_head(maps)
+    scores, boxes = _outputs(model.rpn_head, maps)
     return (
         _numbered('map', maps)
         | _numbered('scores', scores)
@@ -93,7 +108,8 @@ def dense_model(model: nn.Module) -> DenseModel:
 
     Raises:
         ValueError: If the model is a segmentor in a cascade or of another
-            kind that has no single dense head.
+            kind that has no single dense head. That a head reads more than
+            feature maps is told when the model runs.
     """
     if isinstance(getattr(model, 'decode_head', None), nn.ModuleList):
         raise ValueError(

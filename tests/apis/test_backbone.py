@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from PIL import Image
+from PIL import ExifTags, Image
 
 from evmamba_mm import EfficientVMamba, apis
 from evmamba_mm.apis.backbone import MEAN, STD, image_tensor
@@ -23,6 +23,38 @@ def test_an_image_is_normalised_as_in_training():
     assert found.shape == (1, 3, 4, 5)
     expected = (np.array([255, 0, 51]) - MEAN) / STD
     assert found[0, :, 2, 3].numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_photograph_is_read_as_the_toolboxes_do(tmp_path):
+    mmcv = pytest.importorskip('mmcv', reason='mmcv is not installed')
+    path = tmp_path / 'turned.png'
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    )
+    turned = image.getexif()
+    turned[ExifTags.Base.Orientation] = 6
+    image.save(path, exif=turned)
+    expected = mmcv.imread(path, channel_order='rgb')
+    with Image.open(path) as image:
+        (found,) = image_tensor(image)
+    assert expected.shape == (7, 5, 3)
+    found = found.permute(1, 2, 0).numpy() * STD + MEAN
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    'image, said',
+    [
+        ('photo.jpg', 'an image of PIL.* got str'),
+        (np.zeros((8, 8, 3), np.uint8), 'got ndarray'),
+        (Image.fromarray(np.full((8, 8), 900, np.uint16)), "'I;16'"),
+        (Image.fromarray(np.full((8, 8), 0.5, np.float32)), "mode 'F'"),
+    ],
+    ids=['path', 'array', '16-bit', 'float'],
+)
+def test_what_would_lose_its_values_is_refused(image, said):
+    with pytest.raises(ValueError, match=said):
+        image_tensor(image)
 
 
 def test_features_of_an_image(tmp_path):

@@ -1,6 +1,7 @@
 """Exported models against the models, in the runtimes that are installed."""
 
 import copy
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -155,6 +156,22 @@ def test_a_head_with_a_third_output_is_exported(count):
         dense_model(detector)(torch.zeros(1))
 
 
+class Queries(nn.Module):
+    def forward(self, maps, queries):
+        return maps, queries
+
+
+@pytest.mark.parametrize('head', [Queries(), nn.Module()], ids=['2', 'none'])
+@pytest.mark.parametrize('name', ['rpn_head', 'bbox_head', 'decode_head'])
+def test_a_head_that_reads_more_than_maps_is_refused(name, head):
+    model = nn.Module()
+    model.extract_feat = lambda x: (x, x)
+    setattr(model, name, head)
+    kind = type(head).__name__
+    with pytest.raises(ValueError, match=f'{kind} computes nothing from feat'):
+        export_program(dense_model(model), IMAGE, dynamic=())
+
+
 @pytest.mark.parametrize(
     'image, dynamic, said',
     [
@@ -197,6 +214,27 @@ def test_openvino_file_is_the_model(tmp_path):
     assert export_openvino(small(), file, image) < 1e-4
     with pytest.raises(ValueError, match='must end in .xml'):
         export_openvino(small(), tmp_path / 'small.onnx', image)
+
+
+def test_aotinductor_compiles_a_program_with_open_sizes(tmp_path):
+    inductor = pytest.importorskip('torch._inductor')
+    if not hasattr(inductor, 'aoti_load_package'):
+        pytest.skip('this torch packs no compiled programs')
+    pytest.importorskip('numba', reason='numba is not installed')
+    if shutil.which('g++') is None:
+        pytest.skip('there is no compiler')
+    one = dict(channels=(16,), depths=(1,))
+    model = small(arch=one, block_types=('evss',), out_indices=(0,))
+    program = export_program(dense_model(model), torch.randn(2, 3, 96, 96))
+    file = str(tmp_path / 'model.pt2')
+    inductor.aoti_compile_and_package(program, package_path=file)
+    run = inductor.aoti_load_package(file)
+    compare(
+        dense_model(model),
+        lambda x: [*run(torch.from_numpy(x)).values()],
+        [torch.randn(1, 3, 64, 64), torch.randn(3, 3, 75, 91)],
+        1e-5,
+    )
 
 
 @pytest.mark.parametrize('kind', ['weight-only', 'dynamic'])

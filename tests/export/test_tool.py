@@ -67,6 +67,7 @@ def test_a_path_that_cannot_be_written_is_refused_first(
     [
         ('deployment/benchmark', 'latency.csv', 'latency'),
         ('deployment/check', 'errors.csv', 'errors'),
+        ('deployment/check', 'errors_hosts.csv', 'errors-hosts'),
     ],
 )
 def test_page_shows_what_was_measured(monkeypatch, capsys, tool, file, mark):

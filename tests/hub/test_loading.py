@@ -1,5 +1,6 @@
 """Released files loaded as they are, wherever mmengine loads weights."""
 
+import argparse
 import logging
 import shutil
 
@@ -55,6 +56,17 @@ def test_a_model_takes_a_released_file(released):
     load_checkpoint(model, str(path), strict=True)
     assert holds(model.backbone, weights)
     assert torch.equal(model.head.fc.bias, weights['classifier.head.bias'])
+
+
+def test_a_library_that_forgets_what_is_safe_changes_nothing(released):
+    path, weights = released
+    # As timm does around each file that it loads.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        pass
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+    model = Classifier()
+    load_checkpoint(model, str(path), strict=True)
+    assert holds(model.backbone, weights)
 
 
 def test_a_url_takes_a_released_file(released, monkeypatch, tmp_path):

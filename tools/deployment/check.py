@@ -2,8 +2,10 @@
 
 `measure` exports each size as a classifier and writes a row per size, runtime
 and image: the largest difference to eager fp32, relative to the largest
-output. `table` prints a CSV file in Markdown. int8 is calibrated with noise:
-its rows tell how far the outputs move, not what a trained model scores.
+output; with `--hosts` of RetinaNet, Mask R-CNN and UperNet in onnxruntime, up
+to what `export.py` writes. `table` prints a CSV file in Markdown. int8 is
+calibrated with noise: its rows tell how far the outputs move, not what a
+trained model scores.
 """
 
 import argparse
@@ -17,6 +19,30 @@ from pathlib import Path
 IMAGES = ((1, 3, 224, 224), (2, 3, 320, 256), (1, 3, 217, 333), (1, 3, 64, 64))
 COLUMNS = ('arch', 'runtime', 'image', 'error')
 CALIBRATION = 8
+OPEN = ('batch', 'height', 'width')
+CONFIGS = Path(__file__).parents[2] / 'configs'
+DETECTION = ((1, 3, 512, 512), (1, 3, 800, 1344))
+# Name, config, images, and whether height and width are open.
+HOSTS = (
+    (
+        'RetinaNet',
+        'mmdet/retinanet_evmamba-{}_fpn_8xb2-1x_coco.py',
+        DETECTION,
+        True,
+    ),
+    (
+        'Mask R-CNN',
+        'mmdet/mask-rcnn_evmamba-{}_fpn_8xb2-amp-1x_coco.py',
+        DETECTION,
+        True,
+    ),
+    (
+        'UperNet',
+        'mmseg/upernet_evmamba-{}_4xb4-160k_ade20k-512x512.py',
+        ((1, 3, 512, 512), (2, 3, 512, 512)),
+        False,
+    ),
+)
 
 
 def parse_args(argv=None):
@@ -30,24 +56,52 @@ def parse_args(argv=None):
     measure.add_argument(
         '--archs', nargs='+', default=('tiny', 'small', 'base')
     )
+    measure.add_argument(
+        '--hosts', action='store_true', help='detectors and segmentors'
+    )
     table = tasks.add_parser('table', help='print a CSV file as Markdown')
     table.add_argument('csv', type=Path, metavar='CSV')
     return parser.parse_args(argv)
 
 
 def classifier(arch):
-    """A classifier whose scans matter, as those of trained ones do.
-
-    They have a part of 1e-5 in the outputs of the initial weights.
-    """
+    """A classifier whose scans matter."""
     import torch
-    from torch import nn
 
     from evmamba_mm.benchmark.models import build_classifier
     from evmamba_mm.export import DenseModel
 
     torch.manual_seed(0)
     model = build_classifier(f'EfficientVMamba:{arch}')
+    spread(model)
+    return DenseModel(model, lambda net, x: {'scores': net(x)}).eval()
+
+
+def host_model(config):
+    """The dense part of a config's model, whose scans matter."""
+    import torch
+    from mmengine.config import Config
+
+    from evmamba_mm.apis import build_predictor
+    from evmamba_mm.export import dense_model
+    from evmamba_mm.export.program import portable_copy
+
+    torch.manual_seed(0)
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.pop('init_cfg', None)
+    model = build_predictor(cfg, 'cpu').model
+    spread(model)
+    return portable_copy(dense_model(model), 'torch')
+
+
+def spread(model):
+    """Give the scans a part in the outputs, as training does.
+
+    It is 1e-5 with the initial weights.
+    """
+    import torch
+    from torch import nn
+
     for name, parameter in model.named_parameters():
         if 'dt_projs_bias' in name:
             nn.init.uniform_(parameter, -3, 1)
@@ -57,16 +111,14 @@ def classifier(arch):
             parameter.data *= 10
         elif 'x_proj' in name:
             parameter.data *= 5
-    return DenseModel(model, lambda net, x: {'scores': net(x)}).eval()
 
 
-def onnx_errors(model, folder, images):
+def onnx_errors(model, folder, images, names=OPEN):
     """Of one file at every size."""
     from evmamba_mm.export import onnx_outputs
     from evmamba_mm.export.onnx_file import write_onnx
 
     path = folder / 'open.onnx'
-    names = ('batch', 'height', 'width')
     write_onnx(model, path, images[0], names, False)
     run = onnx_outputs(path)
     for image in images:
@@ -153,33 +205,59 @@ def nncf_errors(model, folder, images):
     )
 
 
-def measure(args):
+def classifier_errors(arch, folder):
+    """Yields (runtime, image, function, model) of a size."""
     import torch
 
+    model = classifier(arch)
+    torch.manual_seed(2)
+    images = [torch.randn(shape) for shape in IMAGES]
+    for errors in (
+        onnx_errors,
+        openvino_errors,
+        torchao_errors,
+        static_errors,
+        nncf_errors,
+    ):
+        for found in errors(model, folder, images):
+            yield *found, model
+
+
+def host_errors(arch, folder):
+    """The same of detectors and a segmentor."""
+    import torch
+
+    for name, config, shapes, any_size in HOSTS:
+        model = host_model(CONFIGS / config.format(arch))
+        torch.manual_seed(2)
+        images = [torch.randn(shape) for shape in shapes]
+        names = OPEN if any_size else ('batch',)
+        for runtime, *found in onnx_errors(model, folder, images, names):
+            yield f'{runtime}, {name}', *found, model
+
+
+def measure(args):
+    from evmamba_mm.backbones import ARCHS
     from evmamba_mm.csv_files import write_rows
     from evmamba_mm.export.compare import compare
     from evmamba_mm.whole_files import check_writable
 
+    for arch in args.archs:
+        if arch not in ARCHS:
+            raise ValueError(
+                f'--archs must be one of {", ".join(ARCHS)}, got {arch!r}'
+            )
     check_writable(args.csv)
     rows = []
+    errors = host_errors if args.hosts else classifier_errors
     for arch in args.archs:
-        model = classifier(arch)
-        torch.manual_seed(2)
-        images = [torch.randn(shape) for shape in IMAGES]
         with tempfile.TemporaryDirectory() as folder:
-            for errors in (
-                onnx_errors,
-                openvino_errors,
-                torchao_errors,
-                static_errors,
-                nncf_errors,
-            ):
-                for runtime, image, run in errors(model, Path(folder), images):
-                    error = compare(model, run, [image], math.inf)
-                    size = 'x'.join(map(str, image.shape))
-                    rows.append((arch, runtime, size, f'{error:.1e}'))
-                    print(*rows[-1], file=sys.stderr, flush=True)
-                    write_rows(args.csv, COLUMNS, rows)
+            for runtime, image, run, model in errors(arch, Path(folder)):
+                error = compare(model, run, [image], math.inf)
+                size = 'x'.join(map(str, image.shape))
+                rows.append((arch, runtime, size, f'{error:.1e}'))
+                print(*rows[-1], file=sys.stderr, flush=True)
+                write_rows(args.csv, COLUMNS, rows)
 
 
 def print_table(args):
