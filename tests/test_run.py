@@ -2,6 +2,8 @@
 
 import subprocess
 
+import pytest
+
 from evmamba_mm import run
 
 from .compat.processes import run_python
@@ -41,6 +43,7 @@ def run_tool(python, *arguments):
 
 
 def test_get_flops_of_mmseg(warm_python):
+    pytest.importorskip('mmseg', reason='mmseg is not installed')
     config = CONFIGS / 'mmseg/upernet_evmamba-tiny_4xb4-160k_ade20k-512x512.py'
     tool = 'mmseg/analysis_tools/get_flops.py'
     lines = run_tool(warm_python.path, tool, config, '--shape', '64', '64')
@@ -48,6 +51,7 @@ def test_get_flops_of_mmseg(warm_python):
 
 
 def test_browse_dataset_of_mmdet(tmp_path, warm_python):
+    pytest.importorskip('mmdet', reason='mmdet is not installed')
     config = CONFIGS / 'demo/mask-rcnn_evmamba-atto_fpn_1xb8-8e_nuclei.py'
     run_tool(
         *(warm_python.path, 'mmdet/analysis_tools/browse_dataset.py'),
