@@ -12,11 +12,13 @@ def unformatted(text, **_):
 
 
 def hurry():
-    """Leaves the texts of configs unformatted, and metafiles in memory.
+    """Leaves the texts of configs unformatted, and looks packages up once.
 
     A Runner has yapf format its config five times, which takes longer than
     a short training. A base like `mmdet::yolo/yolov3.py` has mmengine read
-    every metafile of its toolbox.
+    every metafile of its toolbox, and look through all that is installed.
     """
     config.FormatCode = unformatted
     utils.load = functools.cache(utils.load)
+    config.is_installed = functools.cache(config.is_installed)
+    config.get_installed_path = functools.cache(config.get_installed_path)

@@ -47,6 +47,7 @@ def run_tool(python, *arguments):
 
 
 def test_get_flops_of_mmseg(warm_python):
+    pytest.importorskip('mmseg', reason='mmseg is not installed')
     config = CONFIGS / 'mmseg/upernet_evmamba-tiny_4xb4-160k_ade20k-512x512.py'
     tool = 'mmseg/analysis_tools/get_flops.py'
     lines = run_tool(warm_python.path, tool, config, '--shape', '64', '64')
@@ -54,6 +55,7 @@ def test_get_flops_of_mmseg(warm_python):
 
 
 def test_visualization_cam_of_mmseg(tmp_path, warm_python):
+    pytest.importorskip('mmseg', reason='mmseg is not installed')
     pytest.importorskip('pytorch_grad_cam', reason='grad-cam is missing')
     config = CONFIGS / 'demo/upernet_evmamba-atto_1xb8-8e_nuclei-128x128.py'
     model = build_predictor(Config.fromfile(config), 'cpu').model
@@ -71,6 +73,7 @@ def test_visualization_cam_of_mmseg(tmp_path, warm_python):
 
 
 def test_browse_dataset_of_mmdet(tmp_path, warm_python):
+    pytest.importorskip('mmdet', reason='mmdet is not installed')
     config = CONFIGS / 'demo/mask-rcnn_evmamba-atto_fpn_1xb8-8e_nuclei.py'
     run_tool(
         *(warm_python.path, 'mmdet/analysis_tools/browse_dataset.py'),

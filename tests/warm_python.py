@@ -8,6 +8,7 @@ longer than its work takes. As a script: `warm_python.py serve SOCKET`, and
 
 import functools
 import gc
+import importlib.util
 import json
 import os
 import runpy
@@ -20,6 +21,8 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+HOSTS = ('mmdet', 'mmseg', 'mmpretrain')
+PARTS = ('apis', 'datasets', 'engine', 'evaluation', 'models')
 
 
 class WarmPython:
@@ -59,27 +62,14 @@ class WarmPython:
 def serve(address):
     # First: it serves the ops that mmcv-lite lacks.
     import evmamba_mm  # noqa: I001
-    import mmdet.apis
-    import mmdet.datasets
-    import mmdet.engine
-    import mmdet.evaluation
-    import mmdet.models  # noqa: F401
-    import mmseg.apis
-    import mmseg.datasets
-    import mmseg.engine
-    import mmseg.evaluation
-    import mmseg.models  # noqa: F401
-    import pycocotools.mask  # noqa: F401
     import torch
     import torch._dynamo
-    import mmpretrain.apis
-    import mmpretrain.datasets
-    import mmpretrain.engine
-    import mmpretrain.evaluation
-    import mmpretrain.models  # noqa: F401
 
     from tests.quick_hosts import hurry
 
+    for host in filter(importlib.util.find_spec, HOSTS):
+        for part in PARTS:
+            importlib.import_module(f'{host}.{part}')
     hurry()
     # Numba reads its stored kernels.
     with torch.no_grad():

@@ -18,17 +18,24 @@ PATHS = {
 
 
 def build(name):
-    """The config's detector, with a ResNet-18 of random weights."""
+    """The config's detector, narrow, with a ResNet-18 of random weights."""
     model = Config.fromfile(CONFIGS / PATHS[name]).model
     model.backbone.update(depth=18, init_cfg=None, frozen_stages=-1)
-    model.neck.in_channels = [64, 128, 256, 512]
+    model.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
     if 'rpn' in model.test_cfg:
-        model.train_cfg.rpn_proposal.update(nms_pre=200, max_per_img=100)
-        model.test_cfg.rpn.update(nms_pre=200, max_per_img=50)
-        model.train_cfg.rcnn.sampler.num = 64
+        model.rpn_head.update(in_channels=32, feat_channels=32)
+        heads = model.roi_head
+        for part in (heads.bbox_roi_extractor, heads.mask_roi_extractor):
+            part.out_channels = 32
+        heads.bbox_head.update(in_channels=32, fc_out_channels=32)
+        heads.mask_head.update(in_channels=32, conv_out_channels=32)
+        model.train_cfg.rpn_proposal.update(nms_pre=200, max_per_img=50)
+        model.test_cfg.rpn.update(nms_pre=200, max_per_img=10)
+        model.train_cfg.rcnn.sampler.num = 16
         # An untrained detector is sure of nothing.
         model.test_cfg.rcnn.score_thr = 0.0
     else:
+        model.bbox_head.update(in_channels=32, feat_channels=32)
         model.test_cfg.update(nms_pre=200, score_thr=0.0)
     model.test_cfg.setdefault('max_per_img', 20)
     torch.manual_seed(0)
@@ -45,7 +52,7 @@ def detector(request, device):
 def test_loss_backward_and_predict(detector, device, bfloat16):
     name, model = detector
     data = demo_mm_inputs(
-        2, [[3, 64, 96], [3, 96, 64]], num_items=[3, 0], with_mask=True
+        2, [[3, 32, 64], [3, 64, 32]], num_items=[3, 0], with_mask=True
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         losses = model(**model.data_preprocessor(data, True), mode='loss')
@@ -57,7 +64,7 @@ def test_loss_backward_and_predict(detector, device, bfloat16):
     assert all(grad.isfinite().all() for grad in grads.values())
     assert grads['backbone.conv1.weight'].abs().sum() > 0
     model.eval()
-    data = demo_mm_inputs(1, [[3, 64, 96]], num_items=[3], with_mask=True)
+    data = demo_mm_inputs(1, [[3, 32, 64]], num_items=[3], with_mask=True)
     with (
         torch.no_grad(),
         torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),

@@ -53,6 +53,8 @@ def block_with(part):
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory, warm_python):
+    for name in ('mmdet', 'mmseg', 'mmpretrain'):
+        pytest.importorskip(name, reason=f'{name} is not installed')
     place = Workplace(tmp_path_factory.mktemp('finetune'), warm_python)
     folder = place.folder
     for name, text in FILES.items():
@@ -208,6 +210,8 @@ def build(place, name, host):
 
     model = Config.fromfile(place.folder / name).model
     assert model.backbone.init_cfg.checkpoint == WEIGHTS
+    for head in {'decode_head', 'auxiliary_head'} & set(model):
+        model[head].channels = 16
     model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope(host):
         return MODELS.build(model)

@@ -27,6 +27,9 @@ assert evmamba_mm.__file__.startswith(sys.argv[2]), evmamba_mm.__file__
 config = Config.fromfile(sys.argv[1])
 # The weights are on a page that no test can download from.
 config.model.backbone.pop('init_cfg')
+for name in ('decode_head', 'auxiliary_head'):
+    if name in config.model:
+        config.model[name].channels = 16
 init_default_scope(config.default_scope)
 model = revert_sync_batchnorm(MODELS.build(config.model)).train()
 model.init_weights()

@@ -94,6 +94,14 @@ def test_every_block_is_known():
     assert {*HOSTS, *PRINTING, *others} == set(BLOCKS)
 
 
+def test_toolboxes_are_imported_after_the_package():
+    # The scripts run in a Python that has imported both.
+    for block in BLOCKS.values():
+        names = re.findall(r'^(?:import|from) (\w+)', block.text, re.MULTILINE)
+        hosts = [names.index(x) for x in {*HOSTS.values()} & {*names}]
+        assert not hosts or names.index('evmamba_mm') < min(hosts)
+
+
 @pytest.mark.parametrize('name', HOSTS)
 def test_config_builds_and_its_parts_fit(name, folder):
     host = HOSTS[name]

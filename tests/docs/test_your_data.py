@@ -84,7 +84,8 @@ MISTAKES = [
 
 @pytest.fixture(scope='module')
 def workplace(tmp_path_factory, warm_python):
-    pytest.importorskip('mim', reason='openmim is not installed')
+    for name in ('mmdet', 'mmseg', 'mim'):
+        pytest.importorskip(name, reason=f'{name} is not installed')
     place = Workplace(tmp_path_factory.mktemp('page'), warm_python)
     torch.manual_seed(0)
     weights = released_like(EfficientVMamba('tiny'))
