@@ -5,6 +5,7 @@ Under torchrun all processes train together, and the first one measures.
 
 import contextlib
 import functools
+import logging
 import os
 import statistics
 import tempfile
@@ -207,8 +208,19 @@ def train(config, batches, mode, device, repeats, split):
     ):
         runner = build_runner(config, batches, mode, last + 1, folder)
         runner.register_hook(watch)
-        runner.train()
+        try:
+            runner.train()
+        finally:
+            close_log(runner.logger)
     return watch.milliseconds(), timing.peak_gib(device)
+
+
+def close_log(logger):
+    """Keeps a logger from opening its file, whose folder will be gone."""
+    for handler in [*logger.handlers]:
+        if isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+            handler.close()
 
 
 def batches_of(path, size, device):

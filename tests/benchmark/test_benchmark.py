@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from torch import nn
 
 from evmamba_mm.benchmark import (
@@ -311,6 +312,8 @@ def test_iteration_has_a_time_and_parts(toy, tmp_path, monkeypatch):
     assert all(float(x['ms']) > 0 for x in found[:3])
     assert {x['size'] for x in found} == {'32x32'}
     assert {x['batch'] for x in found} == {'2'}
+    # The log's file is gone, but its logger is still the current one.
+    MMLogger.get_current_instance().error('nothing opens the file')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')

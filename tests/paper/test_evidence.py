@@ -138,13 +138,12 @@ def test_a_backbone_fits_its_neck_or_head(path):
 
     for name in ('mmdet', 'mmseg', 'mmpretrain'):
         pytest.importorskip(name, reason=f'{name} is not installed')
-    from mmengine.registry import MODELS, DefaultScope, init_default_scope
+    from mmengine.registry import MODELS, DefaultScope
 
     config = Config.fromfile(path)
     base = Config.fromfile(EVIDENCE / '_base_' / f'{path.parent.name}.py')
     for key in base.keys() - {'model', 'custom_imports', 'load_from'}:
         assert config[key] == base[key], key
-    init_default_scope(config.default_scope)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         config.model.backbone.pop('init_cfg', None)
         backbone = MODELS.build(config.model.backbone)
