@@ -68,7 +68,8 @@ def test_comparisons_see_the_scan(model):
             nn.init.zeros_(parameter)
     with torch.no_grad():
         for x, y in zip(model(image), silent(image), strict=True):
-            assert (x - y).abs().max() > 0.05 * x.abs().max()
+            # A hundred times what a file may differ by.
+            assert (x - y).abs().max() > 0.01 * x.abs().max()
 
 
 def scans_left(program):
