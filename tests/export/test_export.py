@@ -61,15 +61,14 @@ def ss2d():
 @pytest.mark.parametrize('model', [small(), ss2d()], ids=['es2d', 'ss2d'])
 def test_comparisons_see_the_scan(model):
     torch.manual_seed(0)
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(8, 3, 64, 64)
     silent = copy.deepcopy(model)
     for name, parameter in silent.named_parameters():
         if 'x_proj' in name:
             nn.init.zeros_(parameter)
     with torch.no_grad():
         for x, y in zip(model(image), silent(image), strict=True):
-            # A hundred times what a file may differ by.
-            assert (x - y).abs().max() > 0.01 * x.abs().max()
+            assert (x - y).abs().max() > 0.05 * x.abs().max()
 
 
 def scans_left(program):

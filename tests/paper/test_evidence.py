@@ -130,6 +130,15 @@ def test_a_row_trains(path):
     loss = built.loss(torch.rand(2, 3, 128, 128), samples)['loss']
     loss.backward()
     assert torch.isfinite(loss)
+    from evmamba_mm.analysis import count_flops
+
+    (row,) = (
+        row for row in read(FOLDER / 'rows.csv') if row['row'] == path.stem
+    )
+    flops = sum(count_flops(built.eval(), (1, 3, 128, 128)).values())
+    assert f'{flops / 1e9:.3f}' == row['gflops']
+    parameters = sum(x.numel() for x in built.parameters())
+    assert f'{parameters / 1e6:.2f}' == row['mparams']
 
 
 @pytest.mark.parametrize('path', FINETUNED, ids=lambda path: str(path)[-25:])

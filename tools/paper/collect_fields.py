@@ -6,9 +6,10 @@ itself into fields.npz beside it.
 """
 
 import argparse
-import csv
+import sys
 from pathlib import Path
 
+from collect_evidence import positive, seed
 from evidence.scores import device_name, torch_version
 from evidence.trainings import Training, head_of, last_checkpoint
 
@@ -22,11 +23,11 @@ COLUMNS = (
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG')
-    parser.add_argument('--seed', type=int, default=2, help='default: 2')
+    parser.add_argument('--seed', type=seed, default=2, help='default: 2')
     parser.add_argument(
         '--images', type=Path, default=Path('data/tin50/val'), metavar='FOLDER'
     )
-    parser.add_argument('--limit', type=int, default=200, help='images')
+    parser.add_argument('--limit', type=positive, default=200, help='images')
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/evidence')
     )
@@ -76,12 +77,17 @@ def main():
     import numpy as np
 
     from evmamba_mm.analysis.receptive_field import area, share_boxes
+    from evmamba_mm.csv_files import write_rows
 
     rows, gradients = [], {}
     for config in args.configs:
         training = Training(config, args.seed)
-        field = field_of(training, args)
-        (box,) = share_boxes(field, [0.9])
+        try:
+            field = field_of(training, args)
+            (box,) = share_boxes(field, [0.9])
+        except (ValueError, OSError) as error:
+            print(f'error: {training}: {error}', file=sys.stderr)
+            return 2
         rows.append(
             dict(
                 row=training.row,
@@ -98,13 +104,11 @@ def main():
         gradients[training.row] = relative.astype(np.float16)
         print(f'{training}: {rows[-1]["outside_quarter"]:.1%} outside')
     args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / 'fields.csv'
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    cells = ([row[name] for name in COLUMNS] for row in rows)
+    write_rows(args.results / 'fields.csv', COLUMNS, cells)
     np.savez_compressed(args.results / 'fields.npz', **gradients)
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

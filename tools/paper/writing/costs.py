@@ -1,10 +1,10 @@
 """Tables of what the paper's trainings cost, and of how far that is right."""
 
-import statistics
 from pathlib import Path
 
 from reproducing import cost
 
+from .evidence import gpu_seconds
 from .paper import RESULTS, read_csv, read_table
 
 TIN50 = RESULTS / 'evidence' / 'tin50.csv'
@@ -59,18 +59,11 @@ def checks():
         yield f'step of {arch}, another run', 'ms', found, cost.step(arch)
     scores = read_csv(TIN50)
     for row in TIN50_ROWS:
-        shares = [
-            float(score['seconds']) / int(score['side_by_side'])
-            for score in scores
-            if score['row'] == row
-            and score['metric'] == 'accuracy/top1'
-            and score['seconds']
-        ]
         model = 'evmamba-tiny' + (f'-{row}' if row != 'tiny' else '')
         ms = cost.step_on_line(model) * TIN50_SHARE + cost.runner()
         what = f'Tiny-ImageNet, `{row}`, its share of the GPU'
         seconds = TIN50_ITERATIONS * ms / 1000
-        yield what, 's', statistics.mean(shares), seconds
+        yield what, 's', gpu_seconds(scores, row), seconds
 
 
 def cost_checks(folder):

@@ -32,13 +32,13 @@ def shown(values):
 
 
 def gpu_seconds(scores, row):
-    """Seconds of a GPU a training took, which it shared with others."""
+    """Mean seconds of a GPU a training took, which it shared with others."""
     times = [
         float(each['seconds']) / int(each['side_by_side'])
         for each in scores
         if (each['row'], each['metric']) == (row, METRIC) and each['seconds']
     ]
-    return f'{statistics.mean(times):.0f}' if times else ''
+    return statistics.mean(times)
 
 
 def rows(folder):
@@ -59,7 +59,7 @@ def rows(folder):
                 row['mparams'],
                 shown(values),
                 str(len(values)),
-                gpu_seconds(scores, row['row']),
+                f'{gpu_seconds(scores, row["row"]):.0f}',
                 row['paper'],
             ]
         )
