@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 from .quick_hosts import hurry
 from .warm_python import WarmPython
@@ -86,6 +87,14 @@ def toy(tmp_path_factory):
         image.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(image), np.full((32, 32, 3), 60 * index, np.uint8))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """Each test starts without the default scope that a Runner leaves."""
+    DefaultScope._instance_dict.clear()
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(autouse=True)
