@@ -63,9 +63,20 @@ class _Differences:
         )
 
 
+def _fresh(module: nn.Module) -> tuple[str, ...]:
+    """How the keys of parts begin that a checkpoint need not fill."""
+    return tuple(f'{part}.' for part in getattr(module, 'fresh_parts', ()))
+
+
 def _compare(module: nn.Module, given: Mapping[str, Tensor]) -> _Differences:
-    stored = {k: tuple(v.shape) for k, v in given.items()}
-    own = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    stored, own = (
+        {
+            key: tuple(value.shape)
+            for key, value in weights.items()
+            if not key.startswith(_fresh(module))
+        }
+        for weights in (given, module.state_dict())
+    )
     return _Differences(
         missing=[
             k
@@ -119,7 +130,14 @@ def pretrained_configs(init_cfg: dict | list | None) -> list[dict]:
 
 
 class PretrainedBackbone(BaseModule):
-    """A backbone that loads released weights, and its own or none."""
+    """A backbone that loads released weights, and its own or none.
+
+    Attributes:
+        fresh_parts: Children that a subclass builds in another way. A
+            checkpoint may lack their weights, or hold others.
+    """
+
+    fresh_parts: tuple[str, ...] = ()
 
     def init_weights(self) -> None:
         """Initialise the weights; raise if pretrained ones do not fit."""
@@ -172,6 +190,10 @@ class PretrainedBackbone(BaseModule):
                 f'these are not the weights of the {type(self).__name__} at '
                 f'{place!r}: {found}. {_ADVICE}'
             )
+        for key, value in self.state_dict().items():
+            stored = state_dict.get(prefix + key, value)
+            if key.startswith(_fresh(self)) and stored.shape != value.shape:
+                del state_dict[prefix + key]
         super()._load_from_state_dict(
             state_dict,
             prefix,
