@@ -126,11 +126,9 @@ class EfficientVMamba(PretrainedBackbone):
                 inverted_expand_ratio=inverted_expand_ratio,
                 inverted_se_ratio=inverted_se_ratio,
             ),
-            dict(
-                mixer_act_cfg=mixer_act_cfg,
-                act_cfg=act_cfg,
-                inverted_act_cfg=inverted_act_cfg,
-            ),
+            mixer_act_cfg,
+            act_cfg,
+            inverted_act_cfg,
             scan_backend,
         )
         self._build_stages(

@@ -63,9 +63,10 @@ class _Differences:
         )
 
 
-def _fresh(module: nn.Module) -> tuple[str, ...]:
-    """How the keys of parts begin that a checkpoint need not fill."""
-    return tuple(f'{part}.' for part in getattr(module, 'fresh_parts', ()))
+def _is_fresh(module: nn.Module, key: str) -> bool:
+    """Whether a checkpoint need not fill this weight."""
+    pattern = getattr(module, 'fresh_keys', None)
+    return pattern is not None and re.match(pattern, key) is not None
 
 
 def _compare(module: nn.Module, given: Mapping[str, Tensor]) -> _Differences:
@@ -73,7 +74,7 @@ def _compare(module: nn.Module, given: Mapping[str, Tensor]) -> _Differences:
         {
             key: tuple(value.shape)
             for key, value in weights.items()
-            if not key.startswith(_fresh(module))
+            if not _is_fresh(module, key)
         }
         for weights in (given, module.state_dict())
     )
@@ -133,11 +134,11 @@ class PretrainedBackbone(BaseModule):
     """A backbone that loads released weights, and its own or none.
 
     Attributes:
-        fresh_parts: Children that a subclass builds in another way. A
-            checkpoint may lack their weights, or hold others.
+        fresh_keys: Of weights that a subclass has in another form, a pattern
+            from their start on. A checkpoint may lack them, or hold others.
     """
 
-    fresh_parts: tuple[str, ...] = ()
+    fresh_keys: str | None = None
 
     def init_weights(self) -> None:
         """Initialise the weights; raise if pretrained ones do not fit."""
@@ -192,7 +193,7 @@ class PretrainedBackbone(BaseModule):
             )
         for key, value in self.state_dict().items():
             stored = state_dict.get(prefix + key, value)
-            if key.startswith(_fresh(self)) and stored.shape != value.shape:
+            if _is_fresh(self, key) and stored.shape != value.shape:
                 del state_dict[prefix + key]
         super()._load_from_state_dict(
             state_dict,

@@ -35,16 +35,14 @@ class StageOptions:
 def stage_options(
     channels: Sequence[int],
     by_stage: Mapping[str, Any],
-    act_cfgs: Mapping[str, Mapping],
+    mixer_act_cfg: Mapping,
+    act_cfg: Mapping,
+    inverted_act_cfg: Mapping,
     scan_backend: str,
 ) -> list[StageOptions]:
-    """Options of each stage.
+    """Options of each stage, as of :class:`evmamba_mm.EfficientVMamba`.
 
-    Args:
-        channels: Widths of the stages.
-        by_stage: Options that have one value, or a list with one per stage.
-        act_cfgs: Configs of activations, by name of the option.
-        scan_backend: Of all stages.
+    Those ``by_stage`` have one value, or a list with one per stage.
 
     Raises:
         ValueError: If one is not legal.
@@ -53,18 +51,15 @@ def stage_options(
         name: per_stage(name, value, len(channels))
         for name, value in by_stage.items()
     }
-    shared = {
-        name.removesuffix('_cfg'): activation(name, cfg)
-        for name, cfg in act_cfgs.items()
-    }
+    shared = dict(
+        mixer_act=activation('mixer_act_cfg', mixer_act_cfg),
+        act=activation('act_cfg', act_cfg),
+        inverted_act=activation('inverted_act_cfg', inverted_act_cfg),
+        scan_backend=scan_backend,
+    )
     return [
-        StageOptions(
-            channels=width,
-            scan_backend=scan_backend,
-            **{name: each[i] for name, each in values.items()},
-            **shared,
-        )
-        for i, width in enumerate(channels)
+        StageOptions(width, **dict(zip(values, each, strict=True)), **shared)
+        for width, *each in zip(channels, *values.values(), strict=True)
     ]
 
 

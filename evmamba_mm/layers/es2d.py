@@ -63,3 +63,7 @@ class ES2D(ScanMixer):
             step_size=self.step_size,
             backend=self.backend,
         )
+
+    def extra_repr(self) -> str:
+        """Show the step in the module's repr."""
+        return f'step_size={self.step_size}'

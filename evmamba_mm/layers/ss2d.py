@@ -66,3 +66,7 @@ class SS2D(ScanMixer):
             directions=self.directions,
             backend=self.backend,
         )
+
+    def extra_repr(self) -> str:
+        """Show the directions in the module's repr."""
+        return f'directions={self.directions}'
