@@ -237,19 +237,16 @@ class EfficientVMamba(PretrainedBackbone):
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         return run_block(block, x, self.fused)
 
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
+    def _freeze_stages(self) -> None:
         n = self.frozen_stages
+        if n < 0:
+            return
         modules = [self.patch_embed, *self.stages[:n]]
         modules += self.downsamples[: max(0, n - 1)]
         modules += [
             getattr(self, f'norm{i}') for i in self.out_indices if i < n
         ]
-        return modules
-
-    def _freeze_stages(self) -> None:
-        for module in self._frozen_modules():
+        for module in modules:
             module.eval()
             module.requires_grad_(False)
 
