@@ -44,23 +44,26 @@ def _positive_integers(name: str, values: object) -> tuple[int, ...]:
     return tuple(values)
 
 
-def resolve_arch(arch: str | Mapping) -> Arch:
+def resolve_arch(
+    arch: str | Mapping, archs: Mapping[str, Arch] = ARCHS
+) -> Arch:
     """Widths and depths of a named or a custom variant.
 
     Args:
-        arch: A name in :data:`ARCHS` or a mapping with the keys ``channels``
-            and ``depths``, lists of one length.
+        arch: A name or a mapping with the keys ``channels`` and ``depths``,
+            lists of one length.
+        archs: The variants that have names.
 
     Raises:
         ValueError: If the name is unknown or the mapping malformed.
     """
     if isinstance(arch, str):
-        if arch not in ARCHS:
+        if arch not in archs:
             raise ValueError(
-                f'arch must be one of {", ".join(ARCHS)} or a dict with '
+                f'arch must be one of {", ".join(archs)} or a dict with '
                 f'channels and depths, got {arch!r}'
             )
-        return ARCHS[arch]
+        return archs[arch]
     if not isinstance(arch, Mapping) or set(arch) != {'channels', 'depths'}:
         raise ValueError(
             'a custom arch must be a dict with exactly the keys channels and '

@@ -72,7 +72,8 @@ class EfficientVMamba(PretrainedBackbone):
     Source: EfficientVMamba (arXiv:2403.09977), as in its released weights.
     """
 
-    BLOCK_TYPES = tuple(BLOCKS)
+    # A view: blocks that are added to BLOCKS later are legal, too.
+    BLOCK_TYPES = BLOCKS.keys()
 
     @checked
     def __init__(
@@ -108,7 +109,7 @@ class EfficientVMamba(PretrainedBackbone):
         settings = resolve_arch(arch)
         stages = len(settings.channels)
         self.out_indices = resolve_out_indices(out_indices, stages)
-        types = resolve_block_types(block_types, self.BLOCK_TYPES, stages)
+        types = resolve_block_types(block_types, tuple(BLOCKS), stages)
         self.frozen_stages = check_frozen_stages(frozen_stages, stages)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -116,17 +117,19 @@ class EfficientVMamba(PretrainedBackbone):
 
         options = stage_options(
             settings.channels,
-            scan_backend,
-            step_size,
-            d_state,
-            expand_ratio,
-            dt_rank,
-            se_ratio,
-            inverted_expand_ratio,
-            inverted_se_ratio,
+            dict(
+                step_size=step_size,
+                d_state=d_state,
+                expand_ratio=expand_ratio,
+                dt_rank=dt_rank,
+                se_ratio=se_ratio,
+                inverted_expand_ratio=inverted_expand_ratio,
+                inverted_se_ratio=inverted_se_ratio,
+            ),
             mixer_act_cfg,
             act_cfg,
             inverted_act_cfg,
+            scan_backend,
         )
         self._build_stages(
             options, types, settings.depths, in_channels, drop_path_rate
@@ -234,19 +237,16 @@ class EfficientVMamba(PretrainedBackbone):
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         return run_block(block, x, self.fused)
 
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
+    def _freeze_stages(self) -> None:
         n = self.frozen_stages
+        if n < 0:
+            return
         modules = [self.patch_embed, *self.stages[:n]]
         modules += self.downsamples[: max(0, n - 1)]
         modules += [
             getattr(self, f'norm{i}') for i in self.out_indices if i < n
         ]
-        return modules
-
-    def _freeze_stages(self) -> None:
-        for module in self._frozen_modules():
+        for module in modules:
             module.eval()
             module.requires_grad_(False)
 

@@ -63,9 +63,21 @@ class _Differences:
         )
 
 
+def _is_fresh(module: nn.Module, key: str) -> bool:
+    """Whether a checkpoint need not fill this weight."""
+    pattern = getattr(module, 'fresh_keys', None)
+    return pattern is not None and re.match(pattern, key) is not None
+
+
 def _compare(module: nn.Module, given: Mapping[str, Tensor]) -> _Differences:
-    stored = {k: tuple(v.shape) for k, v in given.items()}
-    own = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    stored, own = (
+        {
+            key: tuple(value.shape)
+            for key, value in weights.items()
+            if not _is_fresh(module, key)
+        }
+        for weights in (given, module.state_dict())
+    )
     return _Differences(
         missing=[
             k
@@ -119,7 +131,14 @@ def pretrained_configs(init_cfg: dict | list | None) -> list[dict]:
 
 
 class PretrainedBackbone(BaseModule):
-    """A backbone that loads released weights, and its own or none."""
+    """A backbone that loads released weights, and its own or none.
+
+    Attributes:
+        fresh_keys: Of weights that a subclass has in another form, a pattern
+            from their start on. A checkpoint may lack them, or hold others.
+    """
+
+    fresh_keys: str | None = None
 
     def init_weights(self) -> None:
         """Initialise the weights; raise if pretrained ones do not fit."""
@@ -172,6 +191,10 @@ class PretrainedBackbone(BaseModule):
                 f'these are not the weights of the {type(self).__name__} at '
                 f'{place!r}: {found}. {_ADVICE}'
             )
+        for key, value in self.state_dict().items():
+            stored = state_dict.get(prefix + key, value)
+            if _is_fresh(self, key) and stored.shape != value.shape:
+                del state_dict[prefix + key]
         super()._load_from_state_dict(
             state_dict,
             prefix,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -33,47 +34,32 @@ class StageOptions:
 
 def stage_options(
     channels: Sequence[int],
-    scan_backend: str,
-    step_size: int | Sequence[int],
-    d_state: int | Sequence[int],
-    expand_ratio: int | Sequence[int],
-    dt_rank: int | Sequence[int | None] | None,
-    se_ratio: float | Sequence[float],
-    inverted_expand_ratio: int | Sequence[int],
-    inverted_se_ratio: float | Sequence[float],
+    by_stage: Mapping[str, Any],
     mixer_act_cfg: Mapping,
     act_cfg: Mapping,
     inverted_act_cfg: Mapping,
+    scan_backend: str,
 ) -> list[StageOptions]:
-    """Options of each stage, from one value for all or one per stage.
+    """Options of each stage, as of :class:`evmamba_mm.EfficientVMamba`.
 
-    Args as of :class:`evmamba_mm.EfficientVMamba`, whose widths are
-    ``channels``.
+    Those ``by_stage`` have one value, or a list with one per stage.
 
     Raises:
         ValueError: If one is not legal.
     """
-    by_stage = [
-        per_stage(name, value, len(channels))
-        for name, value in (
-            ('step_size', step_size),
-            ('d_state', d_state),
-            ('expand_ratio', expand_ratio),
-            ('dt_rank', dt_rank),
-            ('se_ratio', se_ratio),
-            ('inverted_expand_ratio', inverted_expand_ratio),
-            ('inverted_se_ratio', inverted_se_ratio),
-        )
-    ]
-    shared = (
-        activation('mixer_act_cfg', mixer_act_cfg),
-        activation('act_cfg', act_cfg),
-        activation('inverted_act_cfg', inverted_act_cfg),
-        scan_backend,
+    values = {
+        name: per_stage(name, value, len(channels))
+        for name, value in by_stage.items()
+    }
+    shared = dict(
+        mixer_act=activation('mixer_act_cfg', mixer_act_cfg),
+        act=activation('act_cfg', act_cfg),
+        inverted_act=activation('inverted_act_cfg', inverted_act_cfg),
+        scan_backend=scan_backend,
     )
     return [
-        StageOptions(*values, *shared)
-        for values in zip(channels, *by_stage, strict=True)
+        StageOptions(width, **dict(zip(values, each, strict=True)), **shared)
+        for width, *each in zip(channels, *values.values(), strict=True)
     ]
 
 
@@ -111,13 +97,11 @@ def _evss_block(options: StageOptions, drop_path_rate: float) -> nn.Module:
 
 
 def _es2d_block(options: StageOptions, drop_path_rate: float) -> nn.Module:
-    mixer = _es2d(options)
-    return EVSSBlock(options.channels, mixer, False, drop_path_rate)
+    return EVSSBlock(options.channels, _es2d(options), False, drop_path_rate)
 
 
 def _ss2d_block(options: StageOptions, drop_path_rate: float) -> nn.Module:
-    mixer = _ss2d(options)
-    return EVSSBlock(options.channels, mixer, False, drop_path_rate)
+    return EVSSBlock(options.channels, _ss2d(options), False, drop_path_rate)
 
 
 def _inverted_residual(
@@ -132,6 +116,7 @@ def _inverted_residual(
     )
 
 
+# Another module may add its own: a name for `block_types`.
 BLOCKS: dict[str, Callable[[StageOptions, float], nn.Module]] = {
     'evss': _evss_block,
     'es2d': _es2d_block,

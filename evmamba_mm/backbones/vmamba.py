@@ -64,13 +64,7 @@ class VMamba(EfficientVMamba):
         fused: bool | str = 'auto',
         init_cfg: dict | list | None = None,
     ) -> None:
-        if isinstance(arch, str) and arch not in VMAMBA_ARCHS:
-            raise ValueError(
-                f'arch must be one of {", ".join(VMAMBA_ARCHS)} or a dict '
-                f'with channels and depths, got {arch!r}'
-            )
-        named = isinstance(arch, str)
-        settings = VMAMBA_ARCHS[arch] if named else resolve_arch(arch)
+        settings = resolve_arch(arch, VMAMBA_ARCHS)
         super().__init__(
             arch=dict(channels=settings.channels, depths=settings.depths),
             in_channels=in_channels,

@@ -23,11 +23,13 @@ def write_onnx(
     image: Tensor,
     dynamic: Sequence[str],
     written_out: bool,
+    opset: int | None = None,
 ) -> None:
     """Write ONNX without comparing it; arguments as :func:`export_onnx`.
 
     Raises:
         ImportError: If onnx or onnxscript is missing; it says how to install.
+        ValueError: If torch cannot write the opset.
     """
     try:
         import onnx
@@ -46,10 +48,19 @@ def write_onnx(
             dynamo=True,
             input_names=['image'],
             output_names=names,
+            opset_version=opset,
             verbose=False,
         )
     translated.save(file)
     onnx.checker.check_model(str(file), full_check=True)
+    if opset is not None:
+        stored = onnx.load(file, load_external_data=False)
+        found = {x.domain: x.version for x in stored.opset_import}['']
+        # Torch only logs that it has failed to convert to an older one.
+        if found != opset:
+            raise ValueError(
+                f'opset {opset} cannot be written for this model, got {found}'
+            )
 
 
 def _onnxruntime():
@@ -92,6 +103,7 @@ def export_onnx(
     dynamic: Sequence[str] = ('batch', 'height', 'width'),
     written_out: bool = False,
     tolerance: float = TOLERANCE,
+    opset: int | None = None,
 ) -> float:
     """Write a model as ONNX, and check the file against the model.
 
@@ -106,12 +118,13 @@ def export_onnx(
         written_out: Whether the file has no Scan node, for runtimes that
             refuse it; height and width must then be fixed.
         tolerance: Largest error, relative to an output's largest value.
+        opset: Version of ONNX's operators; torch's own choice when None.
 
     Returns:
         The largest error that was found.
 
     Raises:
-        ValueError: If an argument is illegal.
+        ValueError: If an argument is illegal, or torch cannot write the opset.
         RuntimeError: If the file's outputs are not those of the model. The
             file is left for inspection.
         ImportError: If a package is missing; it says how to install it.
@@ -126,7 +139,7 @@ def export_onnx(
     image = example(image)
     dense = portable_copy(dense_model(model), 'torch')
     with TRACING:
-        write_onnx(dense, Path(file), image, dynamic, written_out)
+        write_onnx(dense, Path(file), image, dynamic, written_out, opset)
         images = [image, other_image(image, dynamic)]
         _logger.info('export: comparing the file with the model')
         return compare(dense, onnx_outputs(file), images, tolerance)

@@ -14,6 +14,7 @@ from torch.nn.modules import module as nn_module
 
 from .parts import KINDS, PARTS, Part
 from .snapshot import take_snapshot, unchanged
+from .sources import edited_layer
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # A call of a module runs these, of the instance if it has its own.
@@ -39,6 +40,7 @@ _methods = operator.attrgetter(
 )
 # As they are before anybody patches them.
 _ORIGINALS = _methods(_CLASSES)
+_EDITED = edited_layer()
 _has_global_hooks = getattr(nn_module, '_has_any_global_hook', lambda: False)
 
 
@@ -190,6 +192,8 @@ def difference(block: nn.Module, x: Tensor) -> str | None:
     kind = type(block)
     if kind not in PARTS:
         return f'there are no kernels for a {kind.__name__}'
+    if _EDITED:
+        return f'the source of {_EDITED}.forward was edited'
     shape = x.shape
     autocast = torch.is_autocast_enabled(x.device.type)
     place = x.device, KERNEL_DTYPES if autocast else (x.dtype,)

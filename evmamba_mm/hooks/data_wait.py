@@ -28,8 +28,6 @@ class DataWaitHook(Hook):
         ValueError: If the fraction is not between 0 and 1.
     """
 
-    priority = 'NORMAL'
-
     def __init__(self, warn: float = 0.1) -> None:
         if not 0 <= warn <= 1:
             raise ValueError(f'warn must be between 0 and 1, got {warn!r}')
@@ -59,19 +57,16 @@ class DataWaitHook(Hook):
     ) -> None:
         """Mark that the iteration is over, and log where that is due."""
         self._ended = _mark()
-        intervals = {
-            hook.interval
+        due = any(
+            self.every_n_inner_iters(batch_idx, hook.interval)
             for hook in runner.hooks
             if isinstance(hook, LoggerHook)
-        }
-        if not self._gaps or not any(
-            self.every_n_inner_iters(batch_idx, each) for each in intervals
-        ):
+        )
+        if not self._gaps or not due:
             return
         part = self._part()
         runner.message_hub.update_scalar('train/data_wait', part)
         if part >= self.warn:
-            workers = runner.train_dataloader.num_workers
             _logger.info(
                 'the %s waited for data in %.0f %% of the last %d iterations; '
                 'more workers (train_dataloader.num_workers is %d) or a '
@@ -79,7 +74,7 @@ class DataWaitHook(Hook):
                 'GPU' if torch.cuda.is_available() else 'CPU',
                 100 * part,
                 len(self._gaps),
-                workers,
+                runner.train_dataloader.num_workers,
             )
         self._gaps.clear()
         self._since = self._ended

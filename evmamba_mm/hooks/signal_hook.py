@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import distributed
 
+from ..arguments import checked
 from ..whole_files import written_whole
 from .atomic_checkpoint import BACKEND
 
@@ -38,6 +39,7 @@ class SignalHook(Hook):
     # After schedules, averages and the regular checkpoint.
     priority = 'LOWEST'
 
+    @checked
     def __init__(
         self,
         signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'),
@@ -49,8 +51,6 @@ class SignalHook(Hook):
                 raise ValueError(
                     f'signals: {name!r} is none of {", ".join(known)}'
                 )
-        if not isinstance(interval, int) or interval < 1:
-            raise ValueError(f'interval must be at least 1, got {interval!r}')
         self.signals = [known[name] for name in signals]
         self.interval = interval
         self._caught = 0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..arguments import checked
-from ..ops import atrous_parameter_sets, es2d_scan
+from ..ops import AtrousGroups, es2d_scan
 from .scan_mixer import ScanMixer
 
 
@@ -42,7 +42,7 @@ class ES2D(ScanMixer):
     ) -> None:
         super().__init__(
             channels,
-            parameter_sets=len(set(atrous_parameter_sets(step_size))),
+            parameter_sets=AtrousGroups(step_size).sets,
             d_state=d_state,
             expand_ratio=expand_ratio,
             dt_rank=dt_rank,
@@ -63,3 +63,7 @@ class ES2D(ScanMixer):
             step_size=self.step_size,
             backend=self.backend,
         )
+
+    def extra_repr(self) -> str:
+        """Show the step in the module's repr."""
+        return f'step_size={self.step_size}'

@@ -6,13 +6,7 @@ from torch import nn
 def init_linear(
     in_features: int, out_features: int, bias: bool = True
 ) -> nn.Linear:
-    """Linear layer with truncated-normal weight (std 0.02) and zero bias.
-
-    Args:
-        in_features: Channels taken.
-        out_features: Channels given.
-        bias: Whether there is a bias.
-    """
+    """Linear layer with truncated-normal weight (std 0.02) and zero bias."""
     linear = nn.Linear(in_features, out_features, bias=bias)
     nn.init.trunc_normal_(linear.weight, std=0.02)
     if bias:

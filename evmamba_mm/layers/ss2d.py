@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..arguments import checked
-from ..ops import CrossDirections, ss2d_scan
+from ..ops import FOUR_DIRECTIONS, CrossDirections, ss2d_scan
 from .scan_mixer import ScanMixer
-
-FOUR_DIRECTIONS = CrossDirections().directions
 
 
 class SS2D(ScanMixer):
@@ -68,3 +66,7 @@ class SS2D(ScanMixer):
             directions=self.directions,
             backend=self.backend,
         )
+
+    def extra_repr(self) -> str:
+        """Show the directions in the module's repr."""
+        return f'directions={self.directions}'

@@ -2,6 +2,7 @@
 
 from .scan import (
     BACKENDS,
+    FOUR_DIRECTIONS,
     AtrousGroups,
     CrossDirections,
     atrous_merge,
@@ -18,6 +19,7 @@ from .tracing import has_transforms, is_traced
 
 __all__ = [
     'BACKENDS',
+    'FOUR_DIRECTIONS',
     'AtrousGroups',
     'CrossDirections',
     'atrous_merge',

@@ -6,7 +6,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from evmamba_mm import EfficientVMamba
-from evmamba_mm.layers import EVSSBlock, InvertedResidual
+from evmamba_mm.backbones.stages import BLOCKS
+from evmamba_mm.layers import SS2D, EVSSBlock, InvertedResidual
 
 SCANS = ('evss', 'es2d', 'ss2d', 'evss')
 BOTH = ('evss', 'evss', 'inverted_residual', 'inverted_residual')
@@ -107,6 +108,19 @@ def test_activations_by_config():
     )
     assert model.stages[0][0].se.act.negative_slope == 0.2
     model(torch.randn(2, 3, 64, 64))[0].sum().backward()
+
+
+def test_a_block_of_ones_own(monkeypatch):
+    def build_block(options, drop_path_rate):
+        mixer = SS2D(options.channels, directions=('rows',))
+        return EVSSBlock(options.channels, mixer, False, drop_path_rate)
+
+    with pytest.raises(ValueError, match='got .*rows_alone'):
+        build(('rows_alone',) * 4)
+    monkeypatch.setitem(BLOCKS, 'rows_alone', build_block)
+    model = build(('rows_alone', *BOTH[1:]))
+    assert model.stages[0][0].mixer.directions == ('rows',)
+    assert 'rows_alone' in EfficientVMamba.BLOCK_TYPES
 
 
 def test_an_activation_of_mmengines_registry():

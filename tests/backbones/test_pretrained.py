@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
 from evmamba_mm import EfficientVMamba
+from evmamba_mm.layers import LayerNorm2d
 
 
 def save_classifier(path, arch='atto'):
@@ -59,4 +61,39 @@ def test_a_missing_weight_is_told(tmp_path):
         'atto', init_cfg=pretrained(tmp_path / 'a.pth', prefix=None)
     )
     with pytest.raises(ValueError, match=r'1 missing.*mixer\.A_logs'):
+        model.init_weights()
+
+
+class OtherStem(EfficientVMamba):
+    fresh_keys = r'patch_embed\.'
+
+    def __init__(self, init_cfg=None):
+        super().__init__('atto', init_cfg=init_cfg)
+        conv = nn.Conv2d(3, 16, 8, 4, 2)
+        # Keys of the released stem, the first in another shape.
+        self.patch_embed = nn.Sequential()
+        self.patch_embed.add_module('conv', conv)
+        self.patch_embed.add_module('new', LayerNorm2d(16))
+
+
+@pytest.mark.parametrize('by', ['init_cfg', 'torch'])
+def test_a_part_of_a_subclass_may_be_fresh(tmp_path, monkeypatch, by):
+    source = save_classifier(tmp_path / 'a.pth').state_dict()
+    model = OtherStem(init_cfg=pretrained(tmp_path / 'a.pth'))
+    stem = model.patch_embed.conv.weight.clone()
+    if by == 'torch':
+        model.load_state_dict(source, strict=False)
+    else:
+        model.init_weights()
+    assert torch.equal(model.patch_embed.conv.weight, stem)
+    assert torch.equal(
+        model.stages[0][0].norm.weight, source['stages.0.0.norm.weight']
+    )
+    # Its own weights are read.
+    again = OtherStem()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.patch_embed.conv.weight, stem)
+    # All others are asked for as before.
+    monkeypatch.setattr(OtherStem, 'fresh_keys', None)
+    with pytest.raises(ValueError, match='2 missing.*patch_embed.new'):
         model.init_weights()

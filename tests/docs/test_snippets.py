@@ -6,15 +6,20 @@ import re
 import runpy
 import shlex
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from torch.nn.functional import softplus
 
 from evmamba_mm import EfficientVMamba
+from evmamba_mm.backbones import stages
 from evmamba_mm.fast import difference
+from evmamba_mm.ops.scan import map_scan
 
 from ..test_checkpoint import released_like
 from .follow import ROOT, put_photo_and_weights
@@ -41,6 +46,7 @@ PRINTING = {
     'by_timm.py': 'docs/inference.md',
     'export_model.py': 'docs/export.md',
 }
+PARTS = ('my_parts.py', 'my_parts_config.py')
 # What is shown in docs/commands.md and takes no training.
 SHOWN = ('convert_checkpoint', 'reproduce', 'tables', 'figures', 'get_flops')
 
@@ -90,7 +96,7 @@ def shown_commands():
 
 
 def test_every_block_is_known():
-    others = {'fused_detector.py', 'predict_images.py'}
+    others = {'fused_detector.py', 'predict_images.py'} | {*PARTS}
     assert {*HOSTS, *PRINTING, *others} == set(BLOCKS)
 
 
@@ -155,6 +161,50 @@ def test_changed_blocks_differ_as_shown(folder):
     for block, shape in ((changed, (1, 48, 56, 56)), (last, (1, 384, 7, 7))):
         why = difference(block, torch.zeros(shape))
         assert f'not the fused kernels: {why}\n' in page
+
+
+@pytest.fixture
+def parts(folder, monkeypatch):
+    """The configured backbone of docs/configs.md, and its module."""
+    pytest.importorskip('mmseg', reason='mmseg is not installed')
+    monkeypatch.syspath_prepend(folder)
+    config = Config.fromfile(folder / 'my_parts_config.py').model.backbone
+    weights = EfficientVMamba('tiny').state_dict()
+    file = folder / 'released.pth'
+    torch.save({f'backbone.{k}': x for k, x in weights.items()}, file)
+    config.init_cfg.checkpoint = str(file)
+    model = MODELS.build(config)
+    yield model, sys.modules.pop('my_parts'), weights
+    MODELS.module_dict.pop('ConvStemVMamba')
+    HOOKS.module_dict.pop('MeanDeltaHook')
+    stages.BLOCKS.pop('weighted')
+
+
+def test_parts_of_ones_own_take_effect(parts, monkeypatch):
+    model, module, weights = parts
+    model.init_weights()
+    for name in ('stages.0.1.mixer.A_logs', 'stages.3.0.se.conv_expand.bias'):
+        assert torch.equal(model.state_dict()[name], weights[name])
+    scan, found, logged = map_scan.selective_scan, [], {}
+
+    def watched(u, delta, A, B, C, D, bias, *rest, **named):
+        found.append(softplus(delta + bias[:, None]).mean().item())
+        return scan(u, delta, A, B, C, D, bias, *rest, **named)
+
+    monkeypatch.setattr(map_scan, 'selective_scan', watched)
+    hub = SimpleNamespace(update_scalar=logged.__setitem__)
+    runner = SimpleNamespace(model=model, message_hub=hub)
+    module.MeanDeltaHook().before_train(runner)
+    maps = model.train()(torch.rand(2, 3, 64, 64))
+    assert [x.shape[1:] for x in maps[:2]] == [(48, 16, 16), (96, 8, 8)]
+    assert [*logged.values()] == pytest.approx(found)
+    assert [*logged][0] == 'train/delta.stages.0.0.mixer'
+    mixer, u = model.stages[0][0].mixer, torch.randn(1, 5, 3, 96)
+    y = mixer.scan(u)
+    mixer.group_weight.data[1, 0] = 3
+    expected = y.clone()
+    expected[:, 1::2, ::2] *= 3
+    torch.testing.assert_close(mixer.scan(u), expected)
 
 
 def test_detectors_predict_as_the_page_says(folder, run):

@@ -203,6 +203,17 @@ def test_one_onnx_file_serves_every_size(tmp_path):
         compare(dense_model(model), onnx_outputs(file), images, 0.0)
 
 
+def test_the_opset_is_the_one_that_is_asked_for(tmp_path):
+    pytest.importorskip('onnxscript', reason='onnxscript is not installed')
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    onnx = pytest.importorskip('onnx', reason='onnx is not installed')
+    model, file = small(), tmp_path / 'small.onnx'
+    assert export_onnx(model, file, IMAGE, (), opset=21) < 1e-5
+    assert onnx.load(file).opset_import[0].version == 21
+    with pytest.raises(ValueError, match='opset 17 cannot be written'):
+        export_onnx(model, file, IMAGE, (), opset=17)
+
+
 def test_open_sizes_of_a_written_out_scan_are_refused(tmp_path):
     with pytest.raises(ValueError, match='must not name height or width'):
         export_onnx(small(), tmp_path / 'a.onnx', None, ['height'], True)

@@ -42,6 +42,7 @@ def test_config_becomes_a_program(main, tmp_path, capsys):
         (['a.py', 'b.pth', 'c.xml', '--dynamic', 'batch'], 'a fixed size'),
         (['a.py', 'b.pth', 'c', '--format', 'openvino'], 'end in .xml'),
         (['a.py', 'b.pth', 'c.xml', '--shape', '0', '64'], "'0' is not a"),
+        (['a.py', 'b.pth', 'c.xml', '--opset', '21'], 'only ONNX files'),
     ],
 )
 def test_wrong_arguments_are_refused(main, arguments, said, capsys):

@@ -199,7 +199,7 @@ def test_starting_weights_leave_out_no_batch(whole, tmp_path):
     'settings, message',
     [
         (dict(signals=['SIGNAL']), "'SIGNAL' is none of"),
-        (dict(interval=0), 'interval must be at least 1'),
+        (dict(interval=0), 'interval must be an integer of at least 1'),
     ],
     ids=['signals', 'interval'],
 )

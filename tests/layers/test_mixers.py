@@ -160,3 +160,8 @@ def test_half_precision_stays_close(dtype):
     actual = mixer.to(dtype)(x.to(dtype))
     assert actual.dtype == dtype
     assert (actual.float() - expected).norm() / expected.norm() < 2e-2
+
+
+def test_the_repr_shows_what_is_scanned():
+    assert repr(ES2D(8, step_size=3)).startswith('ES2D(\n  step_size=3\n')
+    assert "directions=('rows',)" in repr(SS2D(8, directions=['rows']))

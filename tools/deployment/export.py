@@ -47,6 +47,11 @@ def parse_args(argv=None):
         'segmentor the batch, since its pooling has a fixed size; for '
         'OpenVINO none)',
     )
+    parser.add_argument(
+        '--opset',
+        type=positive,
+        help="of an ONNX file (default: torch's choice)",
+    )
     args = parser.parse_args(argv)
     by_ending = {ending: name for name, ending in ENDINGS.items()}
     if args.format is None:
@@ -56,6 +61,8 @@ def parse_args(argv=None):
                 f'OUT must end in {", ".join(by_ending)}, or give --format; '
                 f'got {args.out}'
             )
+    if args.opset and args.format != 'onnx':
+        parser.error('--opset: only ONNX files have one')
     if args.format == 'openvino' and args.dynamic:
         parser.error('--dynamic: OpenVINO files have a fixed size')
     if args.format == 'openvino' and args.out.suffix != '.xml':
@@ -92,7 +99,9 @@ def write(args):
     if dynamic is None:
         dynamic = ('batch',) if predictor.task == 'segmentation' else SIZES
     if args.format == 'onnx':
-        return export_onnx(predictor.model, args.out, image, dynamic)
+        return export_onnx(
+            predictor.model, args.out, image, dynamic, opset=args.opset
+        )
     program = export_program(dense_model(predictor.model), image, dynamic)
     torch.export.save(program, args.out)
     return None

@@ -2,6 +2,7 @@
 
 from .backend import BACKENDS, check_backend
 from .geometry import (
+    FOUR_DIRECTIONS,
     AtrousGroups,
     CrossDirections,
     atrous_merge,
@@ -15,6 +16,7 @@ from .selective_scan import selective_scan
 
 __all__ = [
     'BACKENDS',
+    'FOUR_DIRECTIONS',
     'AtrousGroups',
     'CrossDirections',
     'atrous_merge',

@@ -6,6 +6,7 @@ Shape letters: B batch, H W feature map, C channels, p step, G sequences, K
 parameter sets, N states, R dt rank, L length of a sequence.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,20 @@ from ...arguments import (
     check_tensor,
 )
 
-DIRECTIONS = ('rows', 'columns', 'rows_reversed', 'columns_reversed')
+# How a path reads a map (B, C, H, W) as (B, C, L), and writes it back.
+PATHS = {
+    'rows': (
+        lambda x: x.flatten(2),
+        lambda y, height, width: y.reshape(*y.shape[:2], height, width),
+    ),
+    'columns': (
+        lambda x: x.mT.flatten(2),
+        lambda y, height, width: y.reshape(*y.shape[:2], width, height).mT,
+    ),
+}
+DIRECTIONS = (*PATHS, *(f'{path}_reversed' for path in PATHS))
+# VMamba's, in the order of its weights; other paths do not change it.
+FOUR_DIRECTIONS = ('rows', 'columns', 'rows_reversed', 'columns_reversed')
 
 
 def _check_sequences(y: Tensor, height: int, width: int) -> None:
@@ -54,7 +68,7 @@ class Geometry:
     @property
     def sets(self) -> int:
         """Number of parameter sets, K."""
-        raise NotImplementedError
+        return len(set(self.parameter_sets))
 
     def scan(self, x: Tensor) -> Tensor:
         """Read a feature map (B, H, W, C) as sequences (B, G, C, L)."""
@@ -155,11 +169,6 @@ class AtrousGroups(Geometry):
         offsets = range(self.step)
         return tuple(i % 2 + 2 * (j % 2) for j in offsets for i in offsets)
 
-    @property
-    def sets(self) -> int:
-        """Number of parameter sets, at most four."""
-        return min(4, self.step**2)
-
     def scan(self, x: Tensor) -> Tensor:
         """Read a feature map (B, H, W, C) as sequences (B, G, C, L).
 
@@ -234,7 +243,7 @@ class CrossDirections(Geometry):
     Table 5.
     """
 
-    directions: tuple[str, ...] = DIRECTIONS
+    directions: tuple[str, ...] = FOUR_DIRECTIONS
 
     def __post_init__(self) -> None:
         given = self.directions
@@ -259,11 +268,6 @@ class CrossDirections(Geometry):
         """Index of the parameter set of each direction: its place."""
         return tuple(range(len(self.directions)))
 
-    @property
-    def sets(self) -> int:
-        """Number of parameter sets, one per direction."""
-        return len(self.directions)
-
     def scan(self, x: Tensor) -> Tensor:
         """Read a feature map (B, H, W, C) as sequences (B, G, C, L).
 
@@ -271,16 +275,12 @@ class CrossDirections(Geometry):
             ValueError: If ``x`` is not a non-empty 4-D feature map.
         """
         _check_map(x)
-        by_row = x.permute(0, 3, 1, 2)
-        forward = {
-            'rows': by_row.flatten(2),
-            'columns': by_row.mT.flatten(2),
-        }
+        x = x.permute(0, 3, 1, 2)
         sequences = []
         for name in self.directions:
-            axis, _, is_reversed = name.partition('_')
-            sequence = forward[axis]
-            sequences.append(sequence.flip(-1) if is_reversed else sequence)
+            path = name.removesuffix('_reversed')
+            sequence = PATHS[path][0](x)
+            sequences.append(sequence if path == name else sequence.flip(-1))
         return torch.stack(sequences, dim=1)
 
     def merge(self, y: Tensor, height: int, width: int) -> Tensor:
@@ -298,15 +298,11 @@ class CrossDirections(Geometry):
             )
         sums = {}
         for k, name in enumerate(self.directions):
-            axis, _, is_reversed = name.partition('_')
-            part = y[:, k].flip(-1) if is_reversed else y[:, k]
-            sums[axis] = sums[axis] + part if axis in sums else part
-        maps, sizes = [], (y.shape[0], y.shape[2])
-        if 'rows' in sums:
-            maps.append(sums['rows'].reshape(*sizes, height, width))
-        if 'columns' in sums:
-            maps.append(sums['columns'].reshape(*sizes, width, height).mT)
-        merged = maps[0] if len(maps) == 1 else maps[0] + maps[1]
+            path = name.removesuffix('_reversed')
+            part = y[:, k] if path == name else y[:, k].flip(-1)
+            sums[path] = sums[path] + part if path in sums else part
+        maps = [PATHS[p][1](total, height, width) for p, total in sums.items()]
+        merged = functools.reduce(torch.add, maps)
         # The merged map owns its memory, also of a single direction.
         return merged.permute(0, 2, 3, 1).clone(
             memory_format=torch.contiguous_format
@@ -370,7 +366,7 @@ def cross_scan(x: Tensor) -> Tensor:
         x: Feature map of shape (B, H, W, C).
 
     Returns:
-        Sequences of shape (B, 4, C, L), in the order of :data:`DIRECTIONS`.
+        Sequences (B, 4, C, L), in the order of :data:`FOUR_DIRECTIONS`.
 
     Raises:
         ValueError: If ``x`` is not a non-empty 4-D feature map.

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from .backend import choose_map_backend
 from .cuda import MAX_STATES, es2d_scan_cuda, geometry_served, ss2d_scan_cuda
-from .geometry import DIRECTIONS, AtrousGroups, CrossDirections, Geometry
+from .geometry import (
+    FOUR_DIRECTIONS,
+    AtrousGroups,
+    CrossDirections,
+    Geometry,
+)
 from .layout_ops import layout_of
 from .numba_scan import es2d_scan_numba, numba_serves, ss2d_scan_numba
 from .selective_scan import selective_scan
@@ -138,7 +143,7 @@ def ss2d_scan(
     dt_projs_bias: Tensor,
     A_logs: Tensor,
     Ds: Tensor,
-    directions: tuple[str, ...] = DIRECTIONS,
+    directions: tuple[str, ...] = FOUR_DIRECTIONS,
     backend: str = 'auto',
 ) -> Tensor:
     """Selective scan of a feature map in several directions, summed.

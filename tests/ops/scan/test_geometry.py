@@ -12,6 +12,8 @@ from evmamba_mm.ops import (
     cross_merge,
     cross_scan,
 )
+from evmamba_mm.ops.scan import geometry
+from evmamba_mm.ops.scan.cuda import geometry_served
 
 from .scan_cases import DIRECTION_CHOICES, map_parameters
 
@@ -151,6 +153,29 @@ def test_cross_gradients():
     y = torch.randn(1, 4, 2, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(cross_scan, (x,))
     assert torch.autograd.gradcheck(lambda t: cross_merge(t, 3, 2), (y,))
+
+
+def test_a_path_of_ones_own_is_read_and_written(monkeypatch):
+    order = torch.tensor([0, 3, 1, 4, 2, 5])
+
+    def write(y, height, width):
+        return y[..., order.argsort()].unflatten(2, (height, width))
+
+    path = (lambda x: x.flatten(2)[..., order], write)
+    monkeypatch.setitem(geometry.PATHS, 'zigzag', path)
+    names = ('rows', 'zigzag_reversed')
+    legal = (*geometry.FOUR_DIRECTIONS, *names)
+    monkeypatch.setattr(geometry, 'DIRECTIONS', legal)
+    x = torch.randn(1, 2, 3, 2)
+    both = CrossDirections(names)
+    y = both.scan(x)
+    cells = x.flatten(1, 2).mT
+    assert torch.equal(y[:, 0], cells)
+    assert torch.equal(y[:, 1], cells[..., order].flip(-1))
+    torch.testing.assert_close(both.merge(y, 2, 3), 2 * x)
+    # It is legal, and not a part of the default.
+    assert CrossDirections().sets == 4
+    assert not geometry_served(both)
 
 
 def test_illegal_cross_shapes_are_named():
