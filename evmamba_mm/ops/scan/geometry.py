@@ -145,6 +145,9 @@ class AtrousGroups(Geometry):
     of the released weights: (0, 0) by rows, (1, 0) by columns, (0, 1) by rows,
     (1, 1) by columns.
 
+    The CUDA kernels have the order built in; numba's ask :meth:`scan` for it,
+    and write each position where they read it.
+
     Group g uses the parameter set ``i % 2 + 2 * (j % 2)``: steps 1 and 2 have
     a set of their own for every group, and a larger step shares four sets by
     the parity of the offsets, which also decides the reading direction.
