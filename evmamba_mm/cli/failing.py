@@ -131,6 +131,10 @@ def parts_of(
         waiting += [(f'{key}.{end}', child) for end, child in children(node)]
     model = next((x for x in owners if isinstance(x, BaseModel)), nn.Module())
     names = [f'model.{k}' for k, m in model.named_modules() if m is owner]
+    # Such as 'val' while a ValLoop runs.
+    loops = [type(x).__name__ for x in owners if isinstance(x, BaseLoop)]
+    splits = [loop.removesuffix('Loop').lower() for loop in loops]
+    names += [k for k in found if k.partition('_')[0] in splits]
     return {k: found[k] for k in names if k in found} or found
 
 

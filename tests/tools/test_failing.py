@@ -30,7 +30,7 @@ from .test_train_test import run
         ),
         (
             'val_evaluator.thrs=x',
-            r"val_evaluator .*\(Accuracy\) fails: .*thrs='x'$",
+            r"val_evaluator \(Accuracy\) fails: .*thrs='x'$",
         ),
         (
             'optim_wrapper.clip_grad.max_nrm=5',
