@@ -90,7 +90,7 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
             from torch's generator and the rank of the process.
 
     Raises:
-        ValueError: If one of mean and std is given alone, a transform is not
+        ValueError: If mean and std differ in their length, a transform is not
             one of batches, a label is no class (a LabelError), the images of
             a batch differ in their sizes, or images to be augmented are not
             (B, 3, H, W) in uint8.
@@ -108,9 +108,10 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         image_augments: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(non_blocking=True)
-        if (mean is None) != (std is None):
+        if len(mean or ()) != len(std or ()):
             raise ValueError(
-                f'mean and std must come together, got mean={mean}, std={std}'
+                'mean and std must come together and have a number a channel '
+                f'each, got mean={mean}, std={std}'
             )
         self.to_rgb = to_rgb
         self.num_classes = num_classes

@@ -226,6 +226,8 @@ def test_transform_that_is_none_of_batches(hosts, config, message):
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match='mean and std must come together'):
         BatchDataPreprocessor(mean=MEAN)
+    with pytest.raises(ValueError, match=r'a number a channel .*std=\[1\]'):
+        BatchDataPreprocessor(mean=MEAN, std=[1])
     with pytest.raises(ValueError, match='num_classes must be given'):
         BatchDataPreprocessor(to_onehot=True)
     images = [torch.ones(3, 4, 4), torch.ones(3, 5, 4)]

@@ -133,6 +133,7 @@ def main():
         runner.register_hook(classes.ClassesHook())
         with checks.errors_in_a_line():
             checks.check_optimizer(cfg)
+            checks.check_paramwise(cfg, runner.model)
             for key, checkpoint, prefix in weights.starting_weights(cfg):
                 weights.check_backbone(runner, key, checkpoint, prefix)
         if cfg.get('resume'):

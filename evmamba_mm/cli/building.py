@@ -1,30 +1,29 @@
 """Mistakes in a config, in a line that names what cannot be built."""
 
 import contextlib
-import inspect
+import difflib
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.registry import build_functions
-from mmengine.runner import Runner
 from torch import distributed
 
 from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
+from . import kinds
+from .failing import RUNNER, failed_part, of_user, ran_user, said_of
+from .kinds import kinds_checked
 from .samples import SampleError
 
 MISTAKES = (
-    *(AssertionError, AttributeError, KeyError, TypeError, ValueError),
-    *(IsADirectoryError, RuntimeError),
+    *(AssertionError, AttributeError, IndexError, KeyError, TypeError),
+    *(ValueError, IsADirectoryError, RuntimeError),
 )
-# How the arguments of the Runner, its loaders and its loops are refused.
-REFUSALS = (AssertionError, TypeError, ValueError)
 # These have a line of their own.
 KNOWN = (BrokenWeightsError, LabelError, SampleError)
-RUNNER = inspect.getfile(Runner)
-LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
+BUILDERS = (build_functions.__file__, kinds.__file__)
 # What tells one data set from another.
 PLACES = ('data_root', 'ann_file', 'data_prefix')
 # What the libraries' words mean there.
@@ -34,47 +33,71 @@ HINTS = {
     'need at least one array': 'no image is left: there is none, or none has '
     'an annotation of these classes',
     'None is not a callable': 'there is no such class',
+    'must contain the key "type"': 'a part has no type, or its name is '
+    'misspelt',
 }
 
 
 @contextlib.contextmanager
-def mistakes_in_lines(builds_all: bool = False) -> Iterator[None]:
+def mistakes_in_lines(
+    cfg: Config | None = None, builds_all: bool = False
+) -> Iterator[None]:
     """Exits with a line where a library refuses what a config asks for.
 
     An error in a file of the user's own keeps its traceback, as does one of
-    the training itself.
+    the training itself once a batch has come through.
 
     Args:
+        cfg: The config, where its model is run, too.
         builds_all: Whether nothing but the Runner is built, so that what it
             refuses is the config's, too.
     """
     try:
-        yield
+        with kinds_checked():
+            yield
     except MISTAKES as error:
-        config = _last_built(error)
-        # Several processes wait for one another while they build.
-        lost = isinstance(error, RuntimeError) and distributed.is_initialized()
-        known = isinstance(error, KNOWN) or lost
-        of_runner = isinstance(error, REFUSALS) and (
-            builds_all or _builds_a_part(error)
-        )
-        if known or not (config or of_runner) or _of_user(error):
+        if isinstance(error, KNOWN) or of_user(error):
             raise
-        # What a KeyError says is a key, or in the registries a sentence.
-        said = error.args[0] if len(error.args) == 1 else error
-        said = ' '.join(str(said).split()) or type(error).__name__
-        if isinstance(error, KeyError) and ' ' not in said:
-            said = f'there is no {said!r}'
-        if config is None:
-            sys.exit(f'error: the Runner refuses the config: {said}')
+        said = said_of(error)
         for words, hint in HINTS.items():
             if words in said:
                 said = f'{hint} ({said})'
-        places = [f'{k}={config[k]!r}' for k in PLACES if config.get(k)]
-        where = f' ({", ".join(places)})' if places else ''
-        name = config.get('type')
-        name = name if isinstance(name, str) else getattr(name, '__name__', '')
-        sys.exit(f'error: {name}{where} of the config cannot be built: {said}')
+        # Several processes wait for one another while they build.
+        lost = isinstance(error, RuntimeError) and distributed.is_initialized()
+        config = _last_built(error)
+        if config is not None and not lost:
+            said = _unregistered(error) or said
+            said = f'{_named(config)} of the config cannot be built: {said}'
+        elif not lost and _of_runner(error, builds_all):
+            said = f'the Runner refuses the config: {said}'
+        elif cfg is None or ran_user(error):
+            raise
+        else:
+            said = failed_part(error, cfg, said)
+        if said is None:
+            raise
+        sys.exit(f'error: {said}')
+
+
+def _unregistered(error: BaseException) -> str | None:
+    """Say which name a registry has not, and what is near to it."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    name, registry = map(last.f_locals.get, ('obj_type', 'registry'))
+    if not (isinstance(error, KeyError) and isinstance(name, str)):
+        return None
+    known = [*registry.module_dict]
+    known += getattr(registry.parent, 'module_dict', ())
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    where = f'{registry.scope}::{registry.name}'
+    return f'{name} is not in the {where} registry{hint}'
+
+
+def _named(config: Mapping) -> str:
+    name = config['type']
+    name = name if isinstance(name, str) else getattr(name, '__name__', '')
+    places = [f'{k}={config[k]!r}' for k in PLACES if config.get(k)]
+    return f'{name} ({", ".join(places)})' if places else name
 
 
 @contextlib.contextmanager
@@ -99,21 +122,20 @@ def _last_built(error: BaseException) -> Mapping | None:
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         config = frame.f_locals.get('cfg')
-        in_build = frame.f_code.co_filename == build_functions.__file__
+        in_build = frame.f_code.co_filename in BUILDERS
         if in_build and isinstance(config, Mapping) and 'type' in config:
             found = config
     return found
 
 
-def _builds_a_part(error: BaseException) -> bool:
-    """Whether the Runner calls a loader or a loop with wrong arguments."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return last.filename == RUNNER and last.name.startswith('build_')
-
-
-def _of_user(error: BaseException) -> bool:
-    """Whether the last line that ran is in no library and not ours."""
-    files = [f.filename for f in traceback.extract_tb(error.__traceback__)]
-    # Python's own modules that have no file begin so.
-    *_, last = (file for file in files if not file.startswith('<frozen'))
-    return not last.startswith(LIBRARIES)
+def _of_runner(error: BaseException, builds_all: bool) -> bool:
+    """Whether it is about an argument of the Runner, a loader or a loop."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames[-1].filename == RUNNER:
+        # There it is about the hook.
+        return frames[-1].name != 'call_hook'
+    builds = (
+        f.filename == RUNNER and f.name.startswith('build_') for f in frames
+    )
+    # One of torch is no refusal.
+    return not isinstance(error, RuntimeError) and (builds_all or any(builds))

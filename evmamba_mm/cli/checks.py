@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
+from torch import nn
 
 logger = logging.getLogger('evmamba_mm')
 # What mmengine and the tools read of a config besides the arguments of the
@@ -37,6 +38,14 @@ OTHER_KEYS = (
 )
 # A variable of mmpretrain's own configs, one letter from `model`.
 NO_MISSPELLING = ('models',)
+# What the toolboxes read of a data set's `metainfo`.
+METAINFO = ('classes', 'palette', 'thing_classes', 'stuff_classes')
+# What mmengine reads of `paramwise_cfg`.
+PARAMWISE = (
+    *('bias_decay_mult', 'bias_lr_mult', 'bypass_duplicate', 'custom_keys'),
+    *('dcn_offset_lr_mult', 'dwconv_decay_mult', 'flat_decay_mult'),
+    'norm_decay_mult',
+)
 # These fetch their data by themselves.
 DOWNLOADING = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
 
@@ -170,6 +179,28 @@ def check_optimizer(cfg: Config) -> None:
             )
 
 
+def check_paramwise(cfg: Config, model: nn.Module | Mapping) -> None:
+    """Refuse a misspelt setting of groups of parameters.
+
+    A key that no parameter has is told: it may be meant for another model.
+
+    Raises:
+        ValueError: It names the setting.
+    """
+    given = cfg.optim_wrapper.get('paramwise_cfg') or {}
+    check_slips('optim_wrapper.paramwise_cfg', given, PARAMWISE)
+    # The FlexibleRunner builds its model later.
+    named = getattr(model, 'named_parameters', tuple)
+    names = [name for name, _ in named()]
+    for key in given.get('custom_keys') or ():
+        if names and not any(key in name for name in names):
+            logger.warning(
+                'optim_wrapper.paramwise_cfg.custom_keys has %r, and no '
+                'parameter of the model has it in its name',
+                key,
+            )
+
+
 def check_outputs(cfg: Config) -> None:
     """Refuse outputs of the backbone that the neck reads none of.
 
@@ -276,6 +307,8 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
             root = dataset.get('data_root')
             if root is not None and not isinstance(root, str | Path):
                 raise ValueError(f'{where}.data_root must be a path: {root!r}')
+            meta = dataset.get('metainfo')
+            check_slips(f'{where}.metainfo', meta, METAINFO)
             paths = local_paths(dataset)
             needed.update((f'{where}.{end}', path) for end, path in paths)
         needed.update(annotations_of(cfg, split))
@@ -292,6 +325,14 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
             f'{os.getcwd()}\n' + '\n'.join(lines) + '\nPut or link them '
             f'there, or give their paths:\n  --cfg-options {options}'
         )
+
+
+def check_slips(key: str, given: object, known: Iterable[str]) -> None:
+    """Refuse slips of the names that are read; others are ignored there."""
+    for name in given if isinstance(given, Mapping) else ():
+        near = difflib.get_close_matches(name.lower(), known, 1, 0.8)
+        if name not in known and near:
+            raise ValueError(f'{key} has {name!r}; did you mean {near[0]!r}?')
 
 
 class MissingFileError(FileNotFoundError):

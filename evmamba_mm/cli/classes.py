@@ -18,6 +18,8 @@ logger = logging.getLogger('evmamba_mm')
 # These count other things than the classes of the data set.
 OTHER_HEADS = ('rpn_head', 'semantic_head')
 OTHER_HEAD_TYPES = ('STDCHead',)
+# What mmseg's IoUMetric computes; it refuses others after a validation.
+IOU = ('mIoU', 'mDice', 'mFscore')
 # A model that has one of these counts, or names, its classes in another way.
 OTHER_MODELS = ('panoptic_head', 'panoptic_fusion_head', 'language_model')
 
@@ -157,12 +159,19 @@ def check_categories(
 def check_scores(
     metrics: Sequence[object], classes: Sequence[str], split: str
 ) -> None:
-    """Refuse a top-k accuracy of more classes than there are.
+    """Refuse a top-k accuracy of more classes than there are, or no score.
 
     Raises:
         ValueError: It names the key.
     """
     for metric in metrics:
+        names = getattr(metric, 'metrics', ())
+        names = [names] if isinstance(names, str) else names
+        if type(metric).__name__ == 'IoUMetric' and not {*names} <= {*IOU}:
+            raise ValueError(
+                f'{split}_evaluator.iou_metrics must be of {", ".join(IOU)}, '
+                f'got {names!r}'
+            )
         most = getattr(metric, 'topk', ())
         for k in most if isinstance(most, tuple) else ():
             if not (isinstance(k, int) and 1 <= k <= len(classes)):

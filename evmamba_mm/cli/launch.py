@@ -52,7 +52,12 @@ def load_config(path: str | Path, pairs: Sequence[str] = ()) -> Config:
     options = parse_options(pairs)
     checks.check_keys(cfg)
     checks.check_overrides(cfg, options)
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options)
+    except (AssertionError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'--cfg-options cannot be laid over the config: {error}'
+        ) from error
     return cfg
 
 
@@ -146,7 +151,7 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
             )
         ),
         samples.named(),
-        building.mistakes_in_lines(),
+        building.mistakes_in_lines(cfg),
         building.unknown_score_in_a_line(),
     ):
         try:
@@ -160,6 +165,12 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
                 'no class: set num_classes of the head in the config to the '
                 'number of classes of the data set, or mend its labels'
             ) from error
+        except torch.OutOfMemoryError as error:
+            said = ' '.join(str(error).split())
+            sys.exit(
+                'error: the GPU has too little memory: lower batch_size of '
+                f'the loader, or the size of its images ({said})'
+            )
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmengine.dataset import BaseDataset
+
+from .failing import of_user, said_of
 
 PATHS = ('img_path', 'seg_map_path')
 
@@ -20,8 +23,8 @@ def named() -> Iterator[None]:
 
     Raises:
         SampleError: In place of what the pipeline raises about a file that is
-            no image, or that OpenCV cannot process. It is said in any other
-            error, too, which file it comes from.
+            no image, or that a library's transform cannot take. It is said in
+            any other error, too, which file it comes from.
     """
     stock = BaseDataset.prepare_data
     BaseDataset.prepare_data = _naming_files(stock)
@@ -45,12 +48,14 @@ def _naming_files(prepare: Callable) -> Callable:
             raise
         except Exception as error:
             info = self.get_data_info(idx)
-            wrong = _wrong_file(info) or _refused_by_opencv(info, error)
+            wrong = _wrong_file(info)
             if isinstance(error, KeyError) and error.args == ('mask',):
                 wrong = (
                     f'img_path {info.get("img_path")}: an object in it has no '
                     'mask ("segmentation" in the json), which this model needs'
                 )
+            if wrong is None and not of_user(error):
+                wrong = _failed_transform(self, info, error)
             if wrong:
                 raise SampleError(wrong) from error
             if hasattr(error, 'add_note'):
@@ -89,18 +94,22 @@ def _wrong_file(info: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _refused_by_opencv(
-    info: Mapping[str, Any], error: Exception
+def _failed_transform(
+    dataset: BaseDataset, info: Mapping[str, Any], error: Exception
 ) -> str | None:
-    import cv2
-
-    files = _files(info)
-    if not isinstance(error, cv2.error) or 'img_path' not in files:
-        return None
-    path = files['img_path']
-    height, width = cv2.imread(path).shape[:2]
-    said = ' '.join(str(error).split())
-    return f'img_path {path} of {width}x{height} pixels: {said}'
+    """Say which transform of the pipeline cannot take a sample."""
+    owners = [
+        frame.f_locals.get('self')
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    for index, transform in enumerate(dataset.pipeline.transforms):
+        if any(owner is transform for owner in owners):
+            paths = [f'{k} {path}' for k, path in _files(info).items()]
+            return (
+                f'pipeline.{index} ({type(transform).__name__}) of the data '
+                f'set fails on {" and ".join(paths)}: {said_of(error)}'
+            )
+    return None
 
 
 def _check_packed(sample: Any) -> None:

@@ -38,10 +38,24 @@ NUMBERS = {
     'optim_wrapper.clip_grad.max_norm': (0, math.inf),
     'env_cfg.dist_cfg.timeout': (0, math.inf),
 }
+# Where True or False is meant, and any word would count as true.
+SWITCHES = (
+    *('resume', 'find_unused_parameters', 'auto_scale_lr.enable'),
+    *('train_cfg.by_epoch', 'val_cfg.fp16', 'test_cfg.fp16'),
+    *('env_cfg.cudnn_benchmark', 'randomness.deterministic'),
+    *(
+        f'{split}_dataloader.{key}'
+        for split in SPLITS
+        for key in ('drop_last', 'persistent_workers', 'pin_memory')
+    ),
+)
 MAPPINGS = (
     *('model', 'data_preprocessor', 'optim_wrapper', 'auto_scale_lr'),
+    *('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg'),
+    'optim_wrapper.paramwise_cfg.custom_keys',
     *('default_hooks', 'randomness', 'env_cfg', 'visualizer'),
     *(f'{split}_dataloader' for split in SPLITS),
+    *(f'{split}_dataloader.sampler' for split in SPLITS),
     *(f'{split}_cfg' for split in SPLITS),
 )
 LISTS = ('custom_hooks', 'param_scheduler', 'val_evaluator', 'test_evaluator')
@@ -62,7 +76,7 @@ def check_sections(cfg: Config, needed: Sequence[str]) -> None:
         if cfg.get(key) is None:
             raise ValueError(f'the config has no {key}')
     for key in MAPPINGS:
-        value = cfg.get(key)
+        value = value_at(cfg, key)
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f'{key} must be a dict, got {value!r}')
     for key in ('load_from', 'work_dir'):
@@ -110,6 +124,10 @@ def check_values(cfg: Config) -> None:
                 f'{key} must be {word} of at least {least}{limit}, got '
                 f'{value!r}'
             )
+    for key in SWITCHES:
+        value = value_at(cfg, key)
+        if not isinstance(value, bool | None):
+            raise ValueError(f'{key} must be True or False, got {value!r}')
     level = cfg.get('log_level')
     if isinstance(level, str) and not isinstance(
         logging.getLevelName(level), int

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
-from evmamba_mm.cli.classes import ClassesHook, check_classes
+from evmamba_mm.cli.classes import ClassesHook, check_classes, check_scores
 
 NORMALISED = dict(mean=[1.0], std=[2.0], num_classes=10)
 
@@ -139,6 +139,19 @@ def test_a_lone_name_is_no_tuple():
     assert "is the string 'cell', and must be a tuple: ('cell',)" in refusal(
         model(), train
     )
+
+
+class IoUMetric:
+    def __init__(self, metrics):
+        self.metrics = metrics
+
+
+def test_score_that_a_metric_has_not():
+    for wrong in (['mIoU', 'miou'], 'mDICE'):
+        with pytest.raises(ValueError, match='^val_evaluator.iou_metrics mu'):
+            check_scores([IoUMetric(wrong)], ['a'], 'val')
+    for legal in (['mIoU', 'mDice', 'mFscore'], 'mIoU'):
+        check_scores([IoUMetric(legal)], ['a'], 'val')
 
 
 @pytest.mark.parametrize('topk', [(1, 5), ('x',), (0,)])

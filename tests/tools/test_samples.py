@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import TRANSFORMS, LoadImageFromFile, Resize
 from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement, PixelData
 from torch.utils.data import DataLoader
@@ -57,12 +58,13 @@ def test_image_that_is_not_packed(workers, good):
 
 
 def test_slender_image_that_opencv_refuses(good):
-    def shrink(info):
-        return cv2.resize(cv2.imread(info['img_path']), (0, 4))
-
-    with pytest.raises(samples.SampleError, match='of 6x4 pixels: OpenCV'):
+    data = data_set(LoadImageFromFile(), good)
+    data.pipeline.transforms.append(Resize(scale=(0, 4)))
+    with pytest.raises(samples.SampleError) as error:
         with samples.named():
-            data_set(shrink, good)[0]
+            data[0]
+    said = f'pipeline.1 (Resize) of the data set fails on img_path {good}: '
+    assert str(error.value).startswith(f'{said}OpenCV')
 
 
 def test_object_without_a_mask(good):
@@ -83,6 +85,20 @@ def test_error_of_the_pipeline_itself_is_kept(good):
             data_set(wrong, good)[0]
     notes = getattr(error.value, '__notes__', ['good.png'])
     assert 'good.png' in notes[0]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_transform_of_a_library_that_fails(workers, good):
+    flip = dict(type='RandomFlip', prob=1.0)
+    data = data_set(TRANSFORMS.build(flip), good)
+    loader = DataLoader(data, num_workers=workers)
+    with pytest.raises(samples.SampleError) as error:
+        with samples.named():
+            list(loader)
+    assert str(error.value) == (
+        'pipeline.0 (RandomFlip) of the data set fails on img_path '
+        f"{good}: there is no 'img'"
+    )
 
 
 def test_missing_image_and_code_outside_are_left_alone(tmp_path):

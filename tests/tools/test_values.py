@@ -2,8 +2,9 @@
 
 import pytest
 from mmengine.config import Config
+from torch import nn
 
-from evmamba_mm.cli import values
+from evmamba_mm.cli import checks, values
 
 
 def nested(key, value):
@@ -49,6 +50,14 @@ def test_legal_values(key, value):
     values.check_values(nested(key, value))
 
 
+@pytest.mark.parametrize('value', ['no', 1])
+@pytest.mark.parametrize('key', values.SWITCHES)
+def test_switches(key, value):
+    with pytest.raises(ValueError, match=f'^{key} must be True or False'):
+        values.check_values(nested(key, value))
+    values.check_values(nested(key, False))
+
+
 @pytest.mark.parametrize('level', ['LOUD', 'info'])
 def test_level_of_the_log(level):
     with pytest.raises(ValueError, match=f"one of .* got '{level}'"):
@@ -68,6 +77,12 @@ def test_sections_are_dicts(key):
         values.check_sections(Config({key: 3}), ())
     with pytest.raises(ValueError, match=f'the config has no {key}'):
         values.check_sections(Config({key: None}), (key,))
+
+
+def test_parts_of_sections_are_dicts():
+    key = 'optim_wrapper.optimizer'
+    with pytest.raises(ValueError, match=f"{key} must be a dict, got 'Adam'"):
+        values.check_sections(nested(key, 'Adam'), ())
 
 
 @pytest.mark.parametrize('key', ['load_from', 'work_dir'])
@@ -105,3 +120,31 @@ def test_legal_sections():
         ),
         ('model',),
     )
+
+
+@pytest.mark.parametrize('name', ['class', 'clases', 'CLASSES', 'pallete'])
+def test_misspelt_key_of_metainfo(name):
+    key = 'train_dataloader.dataset.metainfo'
+    cfg = nested(f'{key}.{name}', ['a'])
+    cfg.train_cfg = {}
+    meant = 'palette' if name[0] == 'p' else 'classes'
+    with pytest.raises(ValueError, match=f"{key} has '{name}'.*'{meant}'"):
+        checks.check_data(cfg, ['train'])
+
+
+@pytest.mark.parametrize('given', [None, 'file.txt', dict(base_classes=1)])
+def test_legal_metainfo(given):
+    checks.check_slips('metainfo', given, checks.METAINFO)
+
+
+def test_settings_of_groups_of_parameters(package_log):
+    def check(**given):
+        cfg = nested('optim_wrapper.paramwise_cfg', given)
+        checks.check_paramwise(cfg, nn.Linear(1, 1))
+
+    with pytest.raises(ValueError, match="mean 'norm_decay_mult'"):
+        check(norm_decay_mul=0)
+    check(norm_decay_mult=0, num_layers=3, custom_keys=dict(bias={}))
+    assert not package_log.records
+    check(custom_keys=dict(head={}))
+    assert "custom_keys has 'head', and no" in package_log.text
