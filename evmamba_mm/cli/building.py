@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from torch import distributed
 from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
 from . import kinds
-from .failing import RUNNER, failed_part, of_user, ran_user, said_of
+from .failing import RUNNER, TRACEBACK, failed_part, of_user, ran_user, said_of
 from .kinds import kinds_checked
 from .samples import SampleError
 
@@ -56,7 +57,8 @@ def mistakes_in_lines(
         with kinds_checked():
             yield
     except MISTAKES as error:
-        if isinstance(error, KNOWN) or of_user(error):
+        wanted = bool(os.environ.get(TRACEBACK))
+        if wanted or isinstance(error, KNOWN) or of_user(error):
             raise
         said = said_of(error)
         for words, hint in HINTS.items():

@@ -19,6 +19,8 @@ from .values import value_at
 
 RUNNER = inspect.getfile(Runner)
 LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
+# Set to anything, it shows tracebacks.
+TRACEBACK = 'EVMAMBA_TRACEBACK'
 # Parts that need no type in a config.
 TYPELESS = {
     'data_preprocessor': BaseDataPreprocessor,
@@ -96,7 +98,8 @@ def failed_part(error: BaseException, cfg: Config, said: str) -> str | None:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f'{" or ".join(parts)} ({type(owner).__name__}) fails: {said} '
-        f'({Path(last.filename).name}, line {last.lineno}){has}{got}'
+        f'({Path(last.filename).name}, line {last.lineno}; {TRACEBACK}=1 '
+        f'shows the calls){has}{got}'
     )
 
 

@@ -39,7 +39,7 @@ from .test_train_test import run
         (
             'default_hooks.checkpoint.out_dir=5',
             r'default_hooks\.checkpoint \(CheckpointHook\) fails: assert .*'
-            r'\(\w+\.py, line \d+\)\. It has .*out_dir=5',
+            r'\(\w+\.py, line \d+; .*\)\. It has .*out_dir=5',
         ),
         (
             'train_dataloader.sampler.shuffle=x',
@@ -128,8 +128,8 @@ def test_part_of_the_first_batch(idx, late):
         assert said is None
         return
     assert re.fullmatch(
-        r'model\.heads\.1 \(Linear\) fails: said \(linear\.py, line \d+\)\. '
-        r'It has bias=2\. Its input is 1x2',
+        r'model\.heads\.1 \(Linear\) fails: said \(linear\.py, line \d+; .*'
+        r'\)\. It has bias=2\. Its input is 1x2',
         said,
     )
 
@@ -165,6 +165,13 @@ def test_unknown_type_is_told_the_near_one():
         'error: LoggerHok of the config cannot be built: LoggerHok is not in '
         "the mmengine::hook registry; did you mean 'LoggerHook'?"
     )
+
+
+def test_the_traceback_is_shown_where_it_is_wanted(monkeypatch):
+    monkeypatch.setenv(failing.TRACEBACK, '1')
+    with pytest.raises(KeyError):
+        with launch.building.mistakes_in_lines():
+            HOOKS.build(dict(type='LoggerHok'))
 
 
 def test_option_that_cannot_be_merged(tmp_path):
