@@ -52,7 +52,10 @@ def load_config(path: str | Path, pairs: Sequence[str] = ()) -> Config:
     options = parse_options(pairs)
     checks.check_keys(cfg)
     checks.check_overrides(cfg, options)
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options)
+    except TypeError as error:
+        raise ValueError(f'--cfg-options: {error}') from error
     return cfg
 
 

@@ -11,6 +11,7 @@ from evmamba_mm.csv_files import write_rows
 from ..tools.test_train_test import TOOLS
 
 PAPER = TOOLS / 'paper'
+MASKS = ('nuclei, mask AP', 'AP50')
 BOX, MASK = 'coco/bbox_mAP', 'coco/segm_mAP'
 
 
@@ -66,6 +67,7 @@ def test_what_was_not_trained_says_so(room, folder):
 def test_transfer_shows_the_tasks_and_seeds_that_there_are(room, write):
     nuclei = {
         ('tiny', BOX): [0.5, 0.52, 0.54],
+        ('tiny', f'{BOX}_50'): [0.8, 0.81, 0.82],
         ('tiny', MASK): [0.6, 0.6, 0.63],
         ('resnet18', BOX): [0.51],
         ('resnet18', MASK): [0.529],
@@ -73,14 +75,19 @@ def test_transfer_shows_the_tasks_and_seeds_that_there_are(room, write):
     write('nuclei', nuclei)
     make = room('writing.evidence').transfer
     assert lines_of(make(None)) == [
-        ['backbone', 'nuclei, box AP', 'mask AP', 'seeds'],
-        ['EfficientVMamba-T', '52.0 ± 2.0', '61.0 ± 1.7', '3'],
-        ['ResNet-18', '51.0', '52.9', '1'],
+        [*('backbone', 'nuclei, box AP', 'AP50'), *MASKS, 'seeds'],
+        [
+            *('EfficientVMamba-T', '52.0 ± 2.0', '81.0 ± 1.0'),
+            '61.0 ± 1.7',
+            '',
+            '3',
+        ],
+        ['ResNet-18', '51.0', '', '52.9', '', '1'],
     ]
     write('camvid', {('tiny', 'mIoU'): [57.84]})
     _, tiny, resnet = lines_of(make(None))
-    assert tiny[1:] == ['52.0 ± 2.0', '61.0 ± 1.7', '57.8', '', '', '1 to 3']
-    assert resnet[3:] == ['', '', '', '1']
+    assert tiny[4:] == ['', '57.8', '', '', '1 to 3']
+    assert resnet[4:] == ['', '', '', '', '1']
 
 
 def test_overfit_shows_what_each_detector_has(room, write):
