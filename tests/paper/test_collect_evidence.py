@@ -15,20 +15,25 @@ sys.path.insert(0, str(ROOT / 'tools' / 'paper'))
 
 from evidence.scores import Scores, read  # noqa: E402
 from evidence.trainings import (  # noqa: E402
+    LOCK,
     Training,
     check_batch,
     devices,
     free_port,
 )
+from evidence.trainings import run as train  # noqa: E402
 
 EVIDENCE = ROOT / 'configs' / 'evidence'
 TOOL = ROOT / 'tools' / 'paper' / 'collect_evidence.py'
 FIELDS = TOOL.with_name('collect_fields.py')
-# What trains in a second, and what never ends.
+# Read at once by the collector, and for ever by the training.
 SLOW = """\
+import sys
 import time
-print('started', flush=True)
-time.sleep(600)
+
+if sys.argv[0].endswith('train.py'):
+    print('started', flush=True)
+    time.sleep(600)
 """
 
 
@@ -140,6 +145,7 @@ def test_an_interrupted_run_ends_its_trainings(tmp_path):
             if log.is_file() and 'started' in log.read_text():
                 break
             time.sleep(0.2)
+        assert 'started' in log.read_text()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     finally:
@@ -147,6 +153,30 @@ def test_an_interrupted_run_ends_its_trainings(tmp_path):
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith('interrupted')
     assert not log.parents[1].joinpath('slow-1').exists()
+
+
+def test_two_at_once_do_not_train_the_same(tmp_path):
+    training = Training(EVIDENCE / 'tin50' / 'tiny.py', 0)
+    folder = training.work_dir(tmp_path)
+    folder.mkdir(parents=True)
+    code = (
+        'import pathlib, sys; from evmamba_mm import file_locks\n'
+        'file = file_locks.acquire(pathlib.Path(sys.argv[1]), False)\n'
+        'print("held", flush=True); input()'
+    )
+    holder = subprocess.Popen(
+        [sys.executable, '-c', code, str(folder / LOCK)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | dict(PYTHONPATH=str(ROOT)),
+    )
+    with holder:
+        assert holder.stdout.readline() == b'held\n'
+        with pytest.raises(ValueError, match='another process trains it'):
+            train(training, '', tmp_path, set())
+        holder.stdin.write(b'\n')
+        holder.stdin.flush()
+    assert not (folder / 'output.txt').exists()
 
 
 def test_a_second_training_replaces_the_first(tmp_path):
