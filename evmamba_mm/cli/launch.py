@@ -55,9 +55,7 @@ def load_config(path: str | Path, pairs: Sequence[str] = ()) -> Config:
     try:
         cfg.merge_from_dict(options)
     except (AssertionError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(
-            f'--cfg-options cannot be laid over the config: {error}'
-        ) from error
+        raise ValueError(f'--cfg-options: {error}') from error
     return cfg
 
 

@@ -176,7 +176,7 @@ def test_the_traceback_is_shown_where_it_is_wanted(monkeypatch):
 
 def test_option_that_cannot_be_merged(tmp_path):
     (tmp_path / 'a.py').write_text('model = dict(init_cfg=None)\n')
-    with pytest.raises(ValueError, match='--cfg-options cannot be laid over'):
+    with pytest.raises(ValueError, match='--cfg-options: '):
         launch.load_config(tmp_path / 'a.py', ['model.init_cfg.type=X'])
 
 

@@ -387,3 +387,8 @@ def test_message_comes_through_torchrun(toy):
     )
     assert status != 0
     assert 'error: the config names missing data' in output
+
+
+def test_a_key_below_what_is_no_dict(refusal):
+    message = refusal('train', '--cfg-options', 'work_dir=a', 'resume.b=1')
+    assert_says(message, '--cfg-options: resume=', 'is a dict')

@@ -6,14 +6,17 @@ the config lies in, and its log lines into results/evidence/curves/. Trainings
 that are in the file already are left out, so that the same command goes on
 after an interruption.
 
-exit status: 0 if all trainings ended well, else 1
+exit status: 0 if all trainings ended well, 1 if not, 2 if an argument is wrong
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent / 'results' / 'evidence'
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / 'tools' / 'paper' / 'results' / 'evidence'
+WORK_DIR = ROOT / 'work_dirs' / 'evidence'
 
 
 def positive(text):
@@ -23,9 +26,21 @@ def positive(text):
 
 
 def seed(text):
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is no seed, 0 or above')
+    # NumPy takes no larger ones.
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no seed, an integer from 0 to 2**32 - 1'
+        )
     return int(text)
+
+
+def in_repository(path):
+    """A path as the tools, which run in the repository's root, write it."""
+    # Not resolved first: data and work folders may be links to other disks.
+    for whole in (Path(os.path.abspath(path)), path.resolve()):
+        if whole.is_relative_to(ROOT):
+            return whole.relative_to(ROOT)
+    return whole
 
 
 def parse_args(argv=None):
@@ -60,8 +75,9 @@ def parse_args(argv=None):
     parser.add_argument(
         '--work-dir',
         type=Path,
-        default=Path('work_dirs/evidence'),
-        help='where logs and checkpoints go (default: work_dirs/evidence)',
+        default=WORK_DIR,
+        help='where logs and checkpoints go (default: work_dirs/evidence; the '
+        'configs take weights from there)',
     )
     parser.add_argument(
         '--results',
@@ -75,39 +91,73 @@ def parse_args(argv=None):
         help="what the scores belong to (default: git's short name of HEAD)",
     )
     args = parser.parse_args(argv)
-    for config in args.configs:
-        if not config.is_file() or config.suffix != '.py':
-            parser.error(f'there is no config {str(config)!r}')
-    if args.results.exists() and not args.results.is_dir():
-        parser.error(f'--results {str(args.results)!r} is no folder')
+    check_paths(parser, args)
     return args
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    from evidence.scores import Scores
-    from evidence.trainings import Training, devices, head_of, train_all
+def check_paths(parser, args):
+    """Refuses what is no config or folder; writes paths as the tools do."""
+    for config in args.configs:
+        if not config.is_file() or config.suffix != '.py':
+            parser.error(f'there is no config {str(config)!r}')
+    for name in ('results', 'work_dir'):
+        folder = getattr(args, name)
+        around = [folder, *folder.absolute().parents]
+        there = next(path for path in around if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            parser.error(
+                f'--{name.replace("_", "-")} {str(folder)!r} is no folder '
+                'that can be written to'
+            )
+        setattr(args, name, in_repository(folder))
+    args.configs = [in_repository(config) for config in args.configs]
 
-    scores = Scores(args.results, args.commit or head_of(Path(__file__)))
+
+def trainings_of(args):
+    """What is asked for, each once.
+
+    All rows with one seed first, so that an interruption leaves whole sets.
+    """
+    from evidence.trainings import Training, check_batch
+
     together = {len(group.split(',')) for group in args.gpus or ['']}
     if len(together) > 1:
-        print('error: --gpus: groups of different sizes', file=sys.stderr)
-        return 2
-    # All rows with one seed first, so that an interruption leaves whole sets.
+        raise ValueError('--gpus: groups of different sizes')
     wanted = [
         Training(config, seed, *together)
         for seed in args.seeds
         for config in args.configs
     ]
-    todo = [training for training in wanted if training not in scores]
+    for training in dict.fromkeys(wanted[: len(args.configs)]):
+        check_batch(training)
+    return dict.fromkeys(wanted)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    # Paths are those of the tools from here on.
+    os.chdir(ROOT)
+    from evidence.scores import Scores
+    from evidence.trainings import devices, head_of, train_all
+
+    scores = Scores(args.results, args.commit or head_of(Path(__file__)))
     try:
         slots = devices(args.gpus) * args.side_by_side
-    except ValueError as error:
+        todo = [each for each in trainings_of(args) if each not in scores]
+        failed = train_all(
+            todo, slots, args.side_by_side, args.work_dir, scores
+        )
+    except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    failed = train_all(todo, slots, args.side_by_side, args.work_dir, scores)
-    for training, log in failed:
-        print(f'error: {training}: it failed; see {log}', file=sys.stderr)
+    except KeyboardInterrupt:
+        print(
+            'interrupted; the same command trains what is missing',
+            file=sys.stderr,
+        )
+        return 130
+    for training, error in failed:
+        print(f'error: {training}: {error}', file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -2,21 +2,21 @@
 
 For each row the share of the gradient that lies outside of the quarter of the
 image around the unit goes into results/evidence/fields.csv, and the gradient
-itself into fields.npz beside it.
+itself into fields.npz beside it. Both then hold the given rows alone.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from collect_evidence import positive, seed
-from evidence.scores import device_name, torch_version
-from evidence.trainings import Training, head_of, last_checkpoint
-
-RESULTS = Path(__file__).resolve().parent / 'results' / 'evidence'
-COLUMNS = (
-    *('row', 'seed', 'images', 'outside_quarter', 'area_of_90'),
-    *('device', 'torch', 'commit'),
+from collect_evidence import (
+    RESULTS,
+    ROOT,
+    WORK_DIR,
+    check_paths,
+    positive,
+    seed,
 )
 
 
@@ -25,18 +25,22 @@ def parse_args(argv=None):
     parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG')
     parser.add_argument('--seed', type=seed, default=2, help='default: 2')
     parser.add_argument(
-        '--images', type=Path, default=Path('data/tin50/val'), metavar='FOLDER'
+        '--images',
+        type=Path,
+        default=ROOT / 'data' / 'tin50' / 'val',
+        metavar='FOLDER',
     )
     parser.add_argument('--limit', type=positive, default=200, help='images')
-    parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/evidence')
-    )
+    parser.add_argument('--work-dir', type=Path, default=WORK_DIR)
     parser.add_argument('--results', type=Path, default=RESULTS)
     parser.add_argument('--commit', help='default: HEAD')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_paths(parser, args)
+    args.images = args.images.resolve()
+    return args
 
 
-def field_of(training, args):
+def field_of(training, checkpoint, args):
     """The gradient of the middle of the last feature map."""
     import torch
 
@@ -52,7 +56,6 @@ def field_of(training, args):
     cfg = load_config(str(training.config), [])
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     predictor = build_predictor(cfg, device)
-    checkpoint = last_checkpoint(training.work_dir(args.work_dir))
     load_weights(predictor.model, cfg, str(checkpoint))
     # By steps, so that every class is among them.
     paths = find_images(args.images, 10**6)
@@ -72,18 +75,31 @@ def outside_quarter(field):
     return 1 - float(inside / field.gradient.sum())
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
+    os.chdir(ROOT)
     import numpy as np
+    from evidence.files import FIELDS
+    from evidence.scores import device_name, torch_version
+    from evidence.trainings import Training, head_of, last_checkpoint
 
     from evmamba_mm.analysis.receptive_field import area, share_boxes
     from evmamba_mm.csv_files import write_rows
+    from evmamba_mm.whole_files import written_whole
 
     rows, gradients = [], {}
-    for config in args.configs:
-        training = Training(config, args.seed)
+    trainings = [Training(config, args.seed) for config in args.configs]
+    try:
+        checkpoints = {
+            training: last_checkpoint(training.work_dir(args.work_dir))
+            for training in trainings
+        }
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    for training, checkpoint in checkpoints.items():
         try:
-            field = field_of(training, args)
+            field = field_of(training, checkpoint, args)
             (box,) = share_boxes(field, [0.9])
         except (ValueError, OSError) as error:
             print(f'error: {training}: {error}', file=sys.stderr)
@@ -104,9 +120,13 @@ def main():
         gradients[training.row] = relative.astype(np.float16)
         print(f'{training}: {rows[-1]["outside_quarter"]:.1%} outside')
     args.results.mkdir(parents=True, exist_ok=True)
-    cells = ([row[name] for name in COLUMNS] for row in rows)
-    write_rows(args.results / 'fields.csv', COLUMNS, cells)
-    np.savez_compressed(args.results / 'fields.npz', **gradients)
+    cells = ([row[name] for name in FIELDS] for row in rows)
+    write_rows(args.results / 'fields.csv', FIELDS, cells)
+    with (
+        written_whole(args.results / 'fields.npz') as part,
+        part.open('wb') as file,
+    ):
+        np.savez_compressed(file, **gradients)
     return 0
 
 

@@ -186,6 +186,15 @@ def main(argv=None):
     if args.config is not None:
         print_count(args.config)
         return 0
+    try:
+        return write_all(args)
+    except (ValueError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+def write_all(args):
+    """Writes or checks everything; 1 if something is stale or unexplained."""
     from writing import markdown, paper, zoo
 
     output = Output(args.check)

@@ -30,6 +30,7 @@ train_cfg = dict(max_epochs=_base_.epochs, val_interval=25)
 optim_wrapper = _base_.by_heart
 param_scheduler = _base_.warm_up_and_cosine
 custom_hooks = []
+auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
     logger=dict(interval=20), checkpoint=dict(interval=_base_.epochs)
 )

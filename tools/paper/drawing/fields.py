@@ -1,7 +1,10 @@
 """Receptive fields of trained backbones, side by side."""
 
+from zipfile import BadZipFile
+
+from evidence import files
+
 from . import style
-from .orderings import read
 
 # A gradient below this share of the largest is drawn as none.
 LEAST = 1e-3
@@ -13,14 +16,19 @@ def draw(output, folder):
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
-    names = {row['row']: row['name'] for row in read(folder / 'rows.csv')}
-    measured = read(folder / 'fields.csv')
-    gradients = np.load(folder / 'fields.npz')
+    measured = files.fields(folder)
+    path = folder / 'fields.npz'
+    try:
+        with np.load(path) as stored:
+            gradients = [stored[row['row']].astype(float) for row in measured]
+    except (BadZipFile, KeyError) as error:
+        raise ValueError(
+            f'{path} does not hold what fields.csv names: {error}'
+        ) from None
     with style.canvas(2.0, output) as figure:
-        axes = figure.subplots(1, len(measured))
+        (axes,) = figure.subplots(1, len(measured), squeeze=False)
         figure.subplots_adjust(0.005, 0.01, 0.995, 0.79, wspace=0.04)
-        for axis, row in zip(axes, measured, strict=True):
-            gradient = gradients[row['row']].astype(float)
+        for axis, row, gradient in zip(axes, measured, gradients, strict=True):
             height, width = gradient.shape
             axis.imshow(
                 np.maximum(gradient, LEAST),
@@ -38,5 +46,5 @@ def draw(output, folder):
                 )
             )
             share = float(row['outside_quarter'])
-            axis.set_title(f'{names[row["row"]]}\n{share:.0%}', fontsize=8.5)
+            axis.set_title(f'{row["name"]}\n{share:.0%}', fontsize=8.5)
             axis.set(xticks=[], yticks=[])

@@ -1,27 +1,20 @@
 """Top-1 of short trainings with their seeds, beside the paper's."""
 
-import csv
 import statistics
 
+from evidence import files
 from evidence.claims import values_of
 
 from . import style
 
 
-def read(path):
-    with path.open(newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
-
-
 def draw(output, folder):
     """Draws every row that was trained, the best one at the top."""
-    scores = read(folder / 'tin50.csv')
-    values = {
-        row['row']: list(values_of(scores, row['row']).values())
-        for row in read(folder / 'rows.csv')
-    }
+    scores = files.scores(folder, 'tin50')
+    known = files.rows(folder)
+    values = {name: list(values_of(scores, name).values()) for name in known}
     rows = sorted(
-        (row for row in read(folder / 'rows.csv') if values[row['row']]),
+        (row for row in known.values() if values[row['row']]),
         key=lambda row: statistics.mean(values[row['row']]),
     )
     if not rows:

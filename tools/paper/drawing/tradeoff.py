@@ -2,10 +2,10 @@
 
 import statistics
 
+from evidence import files
 from evidence.claims import values_of
 
 from . import style
-from .orderings import read
 
 # The model, its ablations, and other architectures.
 PEERS = {'resnet18', 'regnety-800mf', 'pvtv2-b0', 'mobilevit-xs'}
@@ -24,10 +24,10 @@ PLACES = {
 
 def draw(output, folder):
     """Draws the mean of each row, with the spread of its seeds."""
-    scores = read(folder / 'tin50.csv')
+    scores = files.scores(folder, 'tin50')
     with style.canvas(4.6, output) as figure:
         axis = figure.add_axes((0.075, 0.11, 0.905, 0.87))
-        for row in read(folder / 'rows.csv'):
+        for row in files.rows(folder).values():
             values = list(values_of(scores, row['row']).values())
             if not values:
                 continue

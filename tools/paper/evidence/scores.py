@@ -1,13 +1,17 @@
 """What trainings reached, as files: a row a score, and the log's lines."""
 
-import csv
 import json
 import math
 import platform
 import shlex
 from pathlib import Path
 
+from evmamba_mm.csv_files import read_rows, write_rows
+from evmamba_mm.file_locks import alone
+from evmamba_mm.weight_files import read_weights
 from evmamba_mm.whole_files import written_whole
+
+from .trainings import last_checkpoint
 
 COLUMNS = (
     *('row', 'seed', 'metric', 'value', 'epochs', 'seconds', 'side_by_side'),
@@ -15,22 +19,46 @@ COLUMNS = (
 )
 # What is kept of a line of the log.
 KEPT = ('step', 'epoch', 'loss', 'grad_norm')
+LOSS_SCALE = 'loss scale'
 
 
 def read(path):
-    """Rows of a file of scores, none if it is not there."""
+    """Rows of a file of scores, none if it is not there.
+
+    Raises:
+        ValueError: If it is no such file.
+    """
     if not path.is_file():
         return []
-    with path.open(newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+    return read_rows(path, COLUMNS, ('seed', 'value'))
+
+
+def json_lines(path):
+    """A file of JSON, a line an object.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(f'{str(path)!r} is damaged: {error}') from error
 
 
 def log_lines(folder):
     """What mmengine logged in the newest training of a work folder."""
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    if not logs:
-        return []
-    return [json.loads(line) for line in logs[-1].read_text().splitlines()]
+    return json_lines(logs[-1]) if logs else []
+
+
+def loss_scale(folder):
+    """The scale of the loss at the end of a training in fp16, as a score."""
+    try:
+        path = last_checkpoint(folder)
+    except ValueError:
+        return {}
+    scaler = read_weights(path).get('optimizer', {}).get('loss_scaler')
+    return {LOSS_SCALE: scaler['scale']} if scaler else {}
 
 
 def is_score(name):
@@ -88,23 +116,29 @@ class Scores:
             f'{row["metric"]} {row["value"]}' for row in self._rows(training)
         )
 
-    def store(self, training, root, seconds, side_by_side) -> bool:
-        """Add what a training reached; False if it logged no finite score."""
-        lines = log_lines(training.work_dir(root))
-        scores = last_scores(lines)
+    def store(self, training, root, seconds, side_by_side) -> None:
+        """Put what a training reached in the place of what is there of it.
+
+        Raises:
+            ValueError: If it left no finite score.
+        """
+        folder = training.work_dir(root)
+        lines = log_lines(folder)
+        found = last_scores(lines)
         for name, command in training.tests(root).items():
-            folder = Path(command[command.index('--work-dir') + 1])
-            further = tested(folder) or {'mIoU': math.nan}
-            scores |= {f'{k}, {name}': v for k, v in further.items()}
-        if not scores or not all(map(math.isfinite, scores.values())):
-            return False
+            tests = Path(command[command.index('--work-dir') + 1])
+            further = tested(tests) or {'mIoU': math.nan}
+            found |= {f'{k}, {name}': v for k, v in further.items()}
+        if not found or not all(map(math.isfinite, found.values())):
+            raise ValueError(f'{folder} holds no finite scores')
+        found |= loss_scale(folder)
         new = [
             dict(
                 row=training.row,
                 seed=training.seed,
                 metric=metric,
                 value=round(value, 4),
-                epochs=max(line.get('epoch', 0) for line in lines) or None,
+                epochs=max(line.get('epoch', 0) for line in lines) or '',
                 seconds=round(seconds, 1),
                 side_by_side=side_by_side,
                 device=device_name(),
@@ -112,19 +146,16 @@ class Scores:
                 commit=self.commit,
                 command=shlex.join(training.command(root)),
             )
-            for metric, value in scores.items()
+            for metric, value in found.items()
         ]
-        path = self._file(training)
-        rows = [*read(path), *new]
-        with (
-            written_whole(path) as part,
-            part.open('w', newline='', encoding='utf-8') as file,
-        ):
-            writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
+        path, own = self._file(training), (training.row, str(training.seed))
+        with alone(path):
+            kept = [
+                row for row in read(path) if (row['row'], row['seed']) != own
+            ]
+            cells = ([row[name] for name in COLUMNS] for row in [*kept, *new])
+            write_rows(path, COLUMNS, cells)
         self._store_curve(training, lines)
-        return True
 
     def _store_curve(self, training, lines):
         name = f'{training.task}_{training.row}_{training.seed}.json'

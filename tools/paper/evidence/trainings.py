@@ -1,7 +1,10 @@
 """Runs trainings side by side, each with its own seed."""
 
+import contextlib
 import os
 import queue
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
+# Held in a work folder while its training and tests run.
+LOCK = 'collecting.lock'
 # How the last weights are tested besides, by the folder of the config.
 TESTS = {
     'camvid': {
@@ -76,18 +81,49 @@ class Training:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """What a finished training left."""
-    name = (folder / 'last_checkpoint').read_text().strip()
-    return folder / Path(name).name
+    """What a finished training left.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    note = folder / 'last_checkpoint'
+    if not note.is_file():
+        raise ValueError(f'{folder} holds no finished training')
+    return folder / Path(note.read_text().strip()).name
 
 
 def head_of(path: Path) -> str:
     """Git's short name of the commit that a file is in."""
     asked = ['git', 'rev-parse', '--short', 'HEAD']
-    told = subprocess.run(
-        asked, cwd=path.parent, capture_output=True, text=True
-    )
+    try:
+        told = subprocess.run(
+            asked, cwd=path.parent, capture_output=True, text=True
+        )
+    except OSError:
+        return 'unknown'
     return told.stdout.strip() or 'unknown'
+
+
+def check_batch(training: Training) -> None:
+    """Refuse GPUs that would change how many images a step sees.
+
+    Raises:
+        ValueError: If the config's batch on so many GPUs is not the one that
+            its `auto_scale_lr` names, or it cannot be read.
+    """
+    # The package first: it mends what a toolbox would trip over.
+    from evmamba_mm.config_files import read_config
+
+    cfg = read_config(training.config)
+    batch = cfg.get('train_dataloader', {}).get('batch_size')
+    base = cfg.get('auto_scale_lr', {}).get('base_batch_size')
+    if None in (batch, base) or batch * training.gpus == base:
+        return
+    raise ValueError(
+        f'{training.config} is for {base} images a step, and has '
+        f'{batch * training.gpus} on {training.gpus} GPU(s); --gpus 0,1 '
+        'trains on two together'
+    )
 
 
 def devices(gpus: list[str] | None) -> list[str]:
@@ -95,39 +131,54 @@ def devices(gpus: list[str] | None) -> list[str]:
 
     Args:
         gpus: Each a GPU, or several with commas between them, which train
-            one config together.
+            one config together. They count from 0 among the visible ones.
 
     Raises:
         ValueError: If there is no such GPU, without which a training would
-            run on the CPU.
+            run on the CPU, or one is named twice.
     """
     import torch
 
     known = [str(i) for i in range(torch.cuda.device_count())]
-    for gpu in (each for group in gpus or () for each in group.split(',')):
+    groups = [group.split(',') for group in gpus or known]
+    named = [gpu for group in groups for gpu in group]
+    for gpu in named:
         if gpu not in known:
             there = ', '.join(known) or 'none'
             raise ValueError(f'--gpus: no GPU {gpu!r}; there are {there}')
-    return gpus or known or ['']
+    if len(set(named)) < len(named):
+        raise ValueError(
+            f'--gpus: {" ".join(gpus)} names a GPU twice; --side-by-side N '
+            'has N trainings share each'
+        )
+    # A training's number is one among all GPUs, not among those visible here.
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    names = dict(
+        zip(known, visible.split(',') if visible else known, strict=False)
+    )
+    return [','.join(names[gpu] for gpu in group) for group in groups] or ['']
 
 
 def train_all(todo, slots, side_by_side, root, scores):
     """Trains what is to do, as many at once as there are slots.
 
     Returns:
-        Each training that failed, and the file of what it said.
+        Each training that failed, and why.
     """
     from rich.console import Console
     from rich.progress import Progress, TimeElapsedColumn
 
-    free = queue.Queue()
+    free, running = queue.Queue(), set()
     for slot in slots:
         free.put(slot)
 
     def train(training):
         device = free.get()
         try:
-            return run(training, device, root)
+            # Another process may have stored it since.
+            if training in scores:
+                return None
+            return run(training, device, root, running)
         finally:
             free.put(device)
 
@@ -136,45 +187,94 @@ def train_all(todo, slots, side_by_side, root, scores):
     with (
         Progress(*columns, console=Console(stderr=True)) as bar,
         ThreadPoolExecutor(len(slots)) as pool,
+        _ended_early(pool, running),
     ):
         task = bar.add_task('training', total=len(todo))
         futures = {pool.submit(train, training): training for training in todo}
         for future in as_completed(futures):
             training = futures[future]
-            seconds, status, log = future.result()
             bar.advance(task)
-            if status or not scores.store(
-                training, root, seconds, side_by_side
-            ):
-                failed.append((training, log))
+            # What one training left must not keep the others from the file.
+            try:
+                seconds = future.result()
+                if seconds is not None:
+                    scores.store(training, root, seconds, side_by_side)
+            except (ValueError, OSError) as error:
+                failed.append((training, error))
                 continue
             print(f'{training}: {scores.shown(training)}', flush=True)
     return failed
 
 
-def run(training, device, root):
-    """Seconds of the training, exit status, and the file of its output."""
+@contextlib.contextmanager
+def _ended_early(pool, running):
+    """Start no further training after an error, and end those that run."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            process.send_signal(signal.SIGINT)
+        raise
+
+
+def run(training, device, root, running):
+    """Seconds of a training, which its further tests follow.
+
+    Raises:
+        ValueError: If a command fails, or another process trains this.
+    """
+    from evmamba_mm import file_locks
+
     folder = training.work_dir(root)
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / 'output.txt'
-    environment = os.environ | dict(CUDA_VISIBLE_DEVICES=device)
-    began = time.monotonic()
+    try:
+        lock = file_locks.acquire(folder / LOCK, wait=False)
+    except BlockingIOError:
+        raise ValueError('another process trains it') from None
+    except NotImplementedError:
+        return _run_alone(training, device, root, running)
+    try:
+        return _run_alone(training, device, root, running)
+    finally:
+        file_locks.release(folder / LOCK, lock)
+
+
+def _run_alone(training, device, root, running):
+    log = training.work_dir(root) / 'output.txt'
+    environment = os.environ | dict(
+        CUDA_VISIBLE_DEVICES=device,
+        PYTHON=sys.executable,
+        PORT=str(free_port()),
+    )
     with log.open('w') as output:
 
-        def status_of(command):
+        def carry_out(command):
             if command[0] == 'python':
                 command = [sys.executable, *command[1:]]
-            return subprocess.run(
+            with subprocess.Popen(
                 command,
-                cwd=TOOLS.parent,
+                cwd=ROOT,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-            ).returncode
+            ) as process:
+                running.add(process)
+                status = process.wait()
+            running.discard(process)
+            if status:
+                raise ValueError(f'it failed; see {log}')
 
-        status = status_of(training.command(root))
+        began = time.monotonic()
+        carry_out(training.command(root))
         seconds = time.monotonic() - began
-        if not status:
-            tests = training.tests(root).values()
-            status = max(map(status_of, tests), default=0)
-    return seconds, status, log
+        for command in training.tests(root).values():
+            carry_out(command)
+    return seconds
+
+
+def free_port():
+    """A port for the processes of one training; others take other ones."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]

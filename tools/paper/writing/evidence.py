@@ -1,16 +1,24 @@
 """Tables of what trainings with several seeds reached."""
 
+import math
 import statistics
 
+from evidence import files
 from evidence.claims import METRIC, difference, values_of
+from evidence.scores import LOSS_SCALE
 
-from .paper import RESULTS, read_csv
+from .paper import RESULTS
 
 FOLDER = RESULTS / 'evidence'
+AP, AP50 = 'coco/{}_mAP', 'coco/{}_mAP_50'
 # Task, metric, its factor to per cent, and the column's head.
 TASKS = (
-    ('bccd', 'coco/bbox_mAP', 100, 'blood cells, box AP'),
-    ('bccd', 'coco/bbox_mAP_50', 100, 'AP50'),
+    ('bccd', AP.format('bbox'), 100, 'blood cells, box AP'),
+    ('bccd', AP50.format('bbox'), 100, 'AP50'),
+    ('nuclei', AP.format('bbox'), 100, 'nuclei, box AP'),
+    ('nuclei', AP50.format('bbox'), 100, 'AP50'),
+    ('nuclei', AP.format('segm'), 100, 'nuclei, mask AP'),
+    ('nuclei', AP50.format('segm'), 100, 'AP50'),
     ('camvid', 'mIoU', 1, 'CamVid, mIoU'),
     ('camvid', 'mIoU, sliding window', 1, 'sliding window'),
     ('camvid', 'mIoU, multi-scale', 1, 'multi-scale'),
@@ -21,45 +29,74 @@ STARTS = {
     'pvtv2-b0': 'PVTv2-B0',
     'tiny-scratch': 'EfficientVMamba-T, random weights',
 }
+BY_HEART = (
+    ('overfit', AP50.format('bbox'), 100, 'box AP50'),
+    ('overfit', AP50.format('segm'), 100, 'mask AP50'),
+)
+DETECTORS = {'retinanet': 'RetinaNet', 'mask-rcnn': 'Mask R-CNN'}
+# The first is the row of tin50 that the others are compared with.
+BASE = 'tiny'
+WAYS = {
+    BASE: 'fp16, kernels, CUDA graphs',
+    'eager': 'fp16, kernels',
+    'plain': 'fp16, layers',
+    'compiled': 'fp16, compiled',
+    'with-cp': 'fp16, kernels, `with_cp`',
+    'two-gpus': 'fp16, kernels, CUDA graphs, two GPUs',
+    'bf16': 'bf16, kernels, CUDA graphs',
+    'fp32': 'fp32, kernels, CUDA graphs',
+}
+NOT_YET = 'Not trained yet.'
 
 
-def shown(values):
+def shown(values, digits=1):
     """A mean and, of several values, their standard deviation."""
-    mean = f'{statistics.mean(values):.1f}'
+    if not values:
+        return ''
+    mean = f'{statistics.mean(values):.{digits}f}'
     if len(values) == 1:
         return mean
-    return f'{mean} ± {statistics.stdev(values):.1f}'
+    return f'{mean} ± {statistics.stdev(values):.{digits}f}'
+
+
+def shown_difference(found):
+    """A mean difference and half of its interval."""
+    if found.mean is None:
+        return ''
+    mean = f'{found.mean:+.1f}'
+    return mean if found.half is None else f'{mean} ± {found.half:.1f}'
 
 
 def gpu_seconds(scores, row):
-    """Mean seconds of a GPU a training took, which it shared with others."""
+    """Mean seconds of a GPU a training took, which it shared with others.
+
+    None if no training of the row has a time.
+    """
     times = [
         float(each['seconds']) / int(each['side_by_side'])
         for each in scores
         if (each['row'], each['metric']) == (row, METRIC) and each['seconds']
     ]
-    return statistics.mean(times)
+    return statistics.mean(times) if times else None
 
 
 def rows(folder):
     """Each row's top-1 over its seeds, beside the paper's on ImageNet."""
     from .markdown import table
 
-    scores = read_csv(FOLDER / 'tin50.csv')
+    scores = files.scores(FOLDER, 'tin50')
     body = []
-    for row in read_csv(FOLDER / 'rows.csv'):
-        values = list(values_of(scores, row['row']).values())
+    for name, row in files.rows(FOLDER).items():
+        values = list(values_of(scores, name).values())
         if not values:
             continue
+        seconds = gpu_seconds(scores, name)
         body.append(
             [
-                row['name'],
-                row['blocks'],
-                row['gflops'],
-                row['mparams'],
+                *(row[key] for key in ('name', 'blocks', 'gflops', 'mparams')),
                 shown(values),
                 str(len(values)),
-                f'{gpu_seconds(scores, row["row"]):.0f}',
+                '' if seconds is None else f'{seconds:.0f}',
                 row['paper'],
             ]
         )
@@ -67,33 +104,84 @@ def rows(folder):
     return table([*heads, 'GPU s', 'top-1, ImageNet, paper'], body)
 
 
-def transfer(folder):
-    """What detectors and a segmentor reach, from each backbone."""
+def by_row(names, metrics, head):
+    """A table of several metrics over their seeds, of what was trained."""
     from .markdown import table
 
-    files = {task: read_csv(FOLDER / f'{task}.csv') for task, *_ in TASKS}
+    found = {task: files.scores(FOLDER, task) for task, *_ in metrics}
+    metrics = [metric for metric in metrics if found[metric[0]]]
     body = []
-    for row, name in STARTS.items():
-        cells = [name]
-        for task, metric, factor, _ in TASKS:
-            values = [
-                factor * float(each['value'])
-                for each in files[task]
+    for row, name in names.items():
+        cells = [
+            {
+                int(each['seed']): factor * float(each['value'])
+                for each in found[task]
                 if (each['row'], each['metric']) == (row, metric)
+            }
+            for task, metric, factor, _ in metrics
+        ]
+        if any(cells):
+            counts = [len(values) for values in cells if values]
+            least, most = min(counts), max(counts)
+            seeds = str(most) if least == most else f'{least} to {most}'
+            body.append([name, *(shown([*v.values()]) for v in cells), seeds])
+    if not body:
+        return NOT_YET
+    return table([head, *(name for *_, name in metrics), 'seeds'], body)
+
+
+def transfer(folder):
+    """What detectors and a segmentor reach, from each backbone."""
+    return by_row(STARTS, TASKS, 'backbone')
+
+
+def overfit(folder):
+    """What detectors reach on the images that they learned by heart."""
+    return by_row(DETECTORS, BY_HEART, '')
+
+
+def precision(folder):
+    """One training in several precisions and ways to run."""
+    from .markdown import table
+
+    others = files.scores(FOLDER, 'precision')
+    if not others:
+        return NOT_YET
+    base = [r for r in files.scores(FOLDER, 'tin50') if r['row'] == BASE]
+    body = []
+    for row, name in WAYS.items():
+        task, own = ('tin50', base) if row == BASE else ('precision', others)
+        values = values_of(own, row)
+        if not values:
+            continue
+        losses = [files.last_loss(FOLDER, task, row, seed) for seed in values]
+        scales = [
+            float(each['value'])
+            for each in own
+            if (each['row'], each['metric']) == (row, LOSS_SCALE)
+        ]
+        found = difference([*base, *others], row, BASE)
+        body.append(
+            [
+                name,
+                shown([*values.values()]),
+                str(len(values)),
+                '' if row == BASE else shown_difference(found),
+                shown(losses, 3),
+                ', '.join(f'2^{math.log2(scale):g}' for scale in scales),
             ]
-            cells.append(shown(values) if values else '')
-        body.append(cells)
-    return table(['backbone', *(head for *_, head in TASKS)], body)
+        )
+    heads = ['', 'top-1', 'seeds', 'difference to the first row']
+    return table([*heads, 'last loss', 'loss scale at the end'], body)
 
 
 def fields(folder):
     """The receptive fields of trained rows."""
     from .markdown import table
 
-    names = {row['row']: row['name'] for row in read_csv(FOLDER / 'rows.csv')}
     body = [
-        [names[row['row']], f'{float(row["outside_quarter"]):.0%}']
-        for row in read_csv(FOLDER / 'fields.csv')
+        [row['name'], f'{float(row["outside_quarter"]):.0%}']
+        for row in files.fields(FOLDER)
     ]
     return table(['', 'of the gradient outside the quarter'], body)
 
@@ -102,20 +190,15 @@ def claims(folder):
     """Each claim of the paper, and what the trainings say of it."""
     from .markdown import table
 
-    scores = read_csv(FOLDER / 'tin50.csv')
-    paper = {row['row']: row['paper'] for row in read_csv(FOLDER / 'rows.csv')}
+    scores = files.scores(FOLDER, 'tin50')
     body = []
-    for row in read_csv(FOLDER / 'claims.csv'):
-        found = difference(scores, row['better'], row['worse'])
-        printed = float(paper[row['better']]) - float(paper[row['worse']])
-        shown = '' if found.mean is None else f'{found.mean:+.1f}'
-        if found.half is not None:
-            shown += f' ± {found.half:.1f}'
+    for claim in files.claims(FOLDER):
+        found = difference(scores, claim['better'], claim['worse'])
         body.append(
             [
-                row['claim'],
-                f'{printed:+.1f} ({row["source"]})',
-                shown,
+                claim['claim'],
+                f'{claim["printed"]:+.1f} ({claim["source"]})',
+                shown_difference(found),
                 str(found.seeds),
                 found.verdict,
             ]
@@ -124,4 +207,11 @@ def claims(folder):
     return table(heads, body)
 
 
-TABLES = dict(rows=rows, claims=claims, transfer=transfer, fields=fields)
+TABLES = dict(
+    rows=rows,
+    claims=claims,
+    transfer=transfer,
+    fields=fields,
+    overfit=overfit,
+    precision=precision,
+)

@@ -1,0 +1,64 @@
+"""What the folder of scores holds beside them, read with checks."""
+
+from evmamba_mm.csv_files import read_rows
+
+from .scores import json_lines, read
+
+ROWS = ('row', 'name', 'blocks', 'paper', 'source', 'gflops', 'mparams')
+CLAIMS = ('claim', 'better', 'worse', 'source')
+FIELDS = (
+    *('row', 'seed', 'images', 'outside_quarter', 'area_of_90'),
+    *('device', 'torch', 'commit'),
+)
+
+
+def scores(folder, task):
+    """The scores of a task, none if it was not trained."""
+    return read(folder / f'{task}.csv')
+
+
+def rows(folder):
+    """The classifiers by row, with their names, sizes and printed scores."""
+    path = folder / 'rows.csv'
+    found = read_rows(path, ROWS, ('gflops', 'mparams'))
+    return {row['row']: row for row in found}
+
+
+def claims(folder):
+    """The claims, each with the difference that the paper prints.
+
+    Raises:
+        ValueError: If the paper prints no score of one of the two rows.
+    """
+    known = rows(folder)
+    for claim in read_rows(folder / 'claims.csv', CLAIMS):
+        better, worse = (
+            known.get(claim[side], {}).get('paper')
+            for side in ('better', 'worse')
+        )
+        if not better or not worse:
+            raise ValueError(
+                f'{folder / "rows.csv"} has no score of the paper of both '
+                f'{claim["better"]!r} and {claim["worse"]!r}'
+            )
+        yield claim | dict(printed=float(better) - float(worse))
+
+
+def fields(folder):
+    """The measured receptive fields, each with the row's name."""
+    known = rows(folder)
+    path = folder / 'fields.csv'
+    return [
+        field
+        | dict(name=known.get(field['row'], dict(name=field['row']))['name'])
+        for field in read_rows(path, FIELDS, ('outside_quarter',))
+    ]
+
+
+def last_loss(folder, task, row, seed):
+    """The loss of the last line of a training's log that has one."""
+    path = folder / 'curves' / f'{task}_{row}_{seed}.json'
+    losses = [line['loss'] for line in json_lines(path) if 'loss' in line]
+    if not losses:
+        raise ValueError(f'{path} has no loss')
+    return losses[-1]
