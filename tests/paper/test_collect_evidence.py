@@ -20,6 +20,7 @@ from evidence.trainings import (  # noqa: E402
     check_batch,
     devices,
     free_port,
+    start_of,
 )
 from evidence.trainings import run as train  # noqa: E402
 
@@ -210,7 +211,10 @@ def test_the_scale_of_the_loss_is_stored(tmp_path):
     (folder / 'last_checkpoint').write_text('epoch_15.pth')
     scaler = torch.amp.GradScaler('cpu', init_scale=4096.0)
     scaler.scale(torch.ones(1))
-    state = dict(optimizer=dict(loss_scaler=scaler.state_dict()))
+    state = dict(
+        state_dict=dict(weight=torch.ones(1)),
+        optimizer=dict(loss_scaler=scaler.state_dict()),
+    )
     torch.save(state, folder / 'epoch_15.pth')
     store(tmp_path, training, 50.0)
     stored = {
@@ -253,6 +257,25 @@ def test_gpus_count_among_the_visible_ones(monkeypatch):
         devices(['0,1', '1,2'])
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     assert devices(None) == ['']
+
+
+@pytest.mark.parametrize('task', ['bccd', 'camvid', 'nuclei'])
+@pytest.mark.parametrize('row', ['tiny', 'resnet18', 'pvtv2-b0'])
+def test_missing_weights_have_a_training(task, row, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training = Training(EVIDENCE / task / f'{row}.py', 0)
+    start = start_of(training)
+    assert start == Training(EVIDENCE / 'tin50' / f'{row}.py', 2)
+    assert start.config.is_file()
+    weights = start.work_dir(tmp_path / 'work_dirs' / 'evidence')
+    weights.mkdir(parents=True)
+    (weights / 'epoch_15.pth').touch()
+    assert start_of(training) is None
+
+
+def test_random_weights_have_none():
+    assert start_of(Training(EVIDENCE / 'bccd' / 'tiny-scratch.py', 0)) is None
+    assert start_of(Training(EVIDENCE / 'tin50' / 'tiny.py', 0)) is None
 
 
 def test_ports_differ():

@@ -4,7 +4,8 @@ Each training is `tools/train.py CONFIG` with its own seed. Its last scores go
 into results/evidence/FOLDER.csv beside this file, where FOLDER is the one that
 the config lies in, and its log lines into results/evidence/curves/. Trainings
 that are in the file already are left out, so that the same command goes on
-after an interruption.
+after an interruption. Weights that a config starts from and that are not there
+are trained first; their scores go into work_dirs/evidence/starts/.
 
 exit status: 0 if all trainings ended well, 1 if not, 2 if an argument is wrong
 """
@@ -138,13 +139,21 @@ def main(argv=None):
     # Paths are those of the tools from here on.
     os.chdir(ROOT)
     from evidence.scores import Scores
-    from evidence.trainings import devices, head_of, train_all
+    from evidence.trainings import devices, head_of, start_of, train_all
 
-    scores = Scores(args.results, args.commit or head_of(Path(__file__)))
+    commit = args.commit or head_of(Path(__file__))
+    scores = Scores(args.results, commit)
+    # Where the configs look for weights, whatever --work-dir says.
+    work_dir = in_repository(WORK_DIR)
     try:
         slots = devices(args.gpus) * args.side_by_side
         todo = [each for each in trainings_of(args) if each not in scores]
+        starts = dict.fromkeys(filter(None, map(start_of, todo)))
         failed = train_all(
+            *(starts, slots, args.side_by_side, work_dir),
+            Scores(work_dir / 'starts', commit),
+        )
+        failed = failed or train_all(
             todo, slots, args.side_by_side, args.work_dir, scores
         )
     except (ValueError, OSError) as error:

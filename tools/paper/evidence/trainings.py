@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
+WORK_DIR = Path('work_dirs', 'evidence')
 # Held in a work folder while its training and tests run.
 LOCK = 'collecting.lock'
 # How the last weights are tested besides, by the folder of the config.
@@ -124,6 +125,23 @@ def check_batch(training: Training) -> None:
         f'{batch * training.gpus} on {training.gpus} GPU(s); --gpus 0,1 '
         'trains on two together'
     )
+
+
+def start_of(training: Training) -> Training | None:
+    """The training whose weights a config starts from, if they are missing."""
+    from evmamba_mm.config_files import read_config
+
+    cfg = read_config(training.config)
+    init = cfg.get('model', {}).get('backbone', {}).get('init_cfg') or {}
+    for path in (cfg.get('load_from'), init.get('checkpoint')):
+        # work_dirs/evidence/TASK/ROW-SEED/epoch_15.pth
+        work_dir = Path(path or '').parent
+        if work_dir.parent.parent != WORK_DIR or Path(path).is_file():
+            continue
+        row, _, seed = work_dir.name.rpartition('-')
+        folder = training.config.parents[1] / work_dir.parent.name
+        return Training(folder / f'{row}.py', int(seed))
+    return None
 
 
 def devices(gpus: list[str] | None) -> list[str]:
