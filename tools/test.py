@@ -103,6 +103,7 @@ def draw_predictions(cfg, folder):
 def prepare_config(args):
     """Returns the config with the arguments laid over it, and checked."""
     from evmamba_mm.cli import checks, launch, values
+    from evmamba_mm.whole_files import check_writable
 
     cfg = launch.read_config(args)
     cfg.load_from = args.checkpoint
@@ -115,6 +116,10 @@ def prepare_config(args):
         if args.show_dir:
             draw_predictions(cfg, args.show_dir)
         checks.check_data(cfg, ['test'])
+        if args.out:
+            check_writable(args.out)
+        if args.show_dir:
+            check_writable(Path(args.show_dir, 'image.png'))
     return cfg
 
 
@@ -128,7 +133,6 @@ def main():
     if args.out:
         from mmengine.evaluator import DumpResults
 
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         dump = DumpResults(out_file_path=args.out)
         runner.test_evaluator.metrics.append(dump)
     if not args.allow_partial:

@@ -27,6 +27,7 @@ INTEGERS = {
     # -1 saves none, and keeps all.
     'default_hooks.checkpoint.interval': (-1, math.inf),
     'default_hooks.checkpoint.max_keep_ckpts': (-1, math.inf),
+    'log_processor.window_size': (1, math.inf),
     'randomness.seed': (0, 2**32 - 1),
     **{f'{split}_dataloader.batch_size': (1, math.inf) for split in SPLITS},
     **{f'{split}_dataloader.num_workers': (0, math.inf) for split in SPLITS},
@@ -59,6 +60,7 @@ MAPPINGS = (
     *(f'{split}_cfg' for split in SPLITS),
 )
 LISTS = ('custom_hooks', 'param_scheduler', 'val_evaluator', 'test_evaluator')
+SYNC_BN = ('torch', 'mmcv', None)
 LOG_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 
 
@@ -128,6 +130,15 @@ def check_values(cfg: Config) -> None:
         value = value_at(cfg, key)
         if not isinstance(value, bool | None):
             raise ValueError(f'{key} must be True or False, got {value!r}')
+    for key in ('data_preprocessor.std', 'model.data_preprocessor.std'):
+        value = value_at(cfg, key)
+        each = value if isinstance(value, list | tuple) else ()
+        if any(isinstance(x, Real) and x <= 0 for x in each):
+            raise ValueError(f'{key} must be above 0, got {value!r}')
+    if cfg.get('sync_bn') not in SYNC_BN:
+        raise ValueError(
+            f'sync_bn must be one of {SYNC_BN}, got {cfg.sync_bn!r}'
+        )
     level = cfg.get('log_level')
     if isinstance(level, str) and not isinstance(
         logging.getLevelName(level), int

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -101,6 +102,19 @@ def test_unusable_argument_is_refused(
     )
     assert status == 2
     assert message in output
+
+
+@pytest.mark.parametrize(
+    'option', ['--out=toy.py/a.pkl', '--show-dir=toy.py/pictures']
+)
+def test_a_place_that_nothing_can_be_written_to(option, toy, warm_python):
+    # Any file stands for weights: they are not read before.
+    arguments = ['toy.py', 'toy.py', option, '--work-dir', 'work_place']
+    status, output = run(toy, 'test.py', *arguments, python=warm_python.path)
+    assert status == 1
+    assert re.match(
+        'error: toy.py/.* cannot be written: ', output.splitlines()[-1]
+    ), output
 
 
 @pytest.mark.parametrize(

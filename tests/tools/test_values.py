@@ -58,6 +58,19 @@ def test_switches(key, value):
     values.check_values(nested(key, False))
 
 
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('data_preprocessor.std', [1.0, 0]),
+        ('model.data_preprocessor.std', (-1, 2)),
+        ('sync_bn', 'x'),
+    ],
+)
+def test_values_of_other_kinds(key, value):
+    with pytest.raises(ValueError, match=f'^{key} must be .*, got '):
+        values.check_values(nested(key, value))
+
+
 @pytest.mark.parametrize('level', ['LOUD', 'info'])
 def test_level_of_the_log(level):
     with pytest.raises(ValueError, match=f"one of .* got '{level}'"):
