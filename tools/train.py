@@ -112,6 +112,7 @@ def prepare_config(args):
         if args.auto_scale_lr:
             scale_learning_rate(cfg)
         values.check_values(cfg)
+        values.check_schedule(cfg)
         checks.choose_precision(cfg)
         checks.check_outputs(cfg)
         classes.check_classes(cfg)

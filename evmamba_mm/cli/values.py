@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+logger = logging.getLogger('evmamba_mm')
 SPLITS = ('train', 'val', 'test')
 # Where an integer is meant: the least and the largest.
 INTEGERS = {
@@ -147,6 +148,27 @@ def check_values(cfg: Config) -> None:
             f'log_level must be one of {", ".join(LOG_LEVELS)}, got {level!r}'
         )
     check_checkpoint_hook(cfg)
+
+
+def check_schedule(cfg: Config) -> None:
+    """Warn of schedules that end before the training, or after it.
+
+    Another length of the training leaves them as they are.
+    """
+    key = 'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters'
+    by_epoch, length = key == 'max_epochs', cfg.train_cfg.get(key)
+    given = cfg.get('param_scheduler') or []
+    ends = [
+        each.get('end')
+        for each in ([given] if isinstance(given, Mapping) else given)
+        if each.get('by_epoch', True) == by_epoch
+    ]
+    if ends and None not in ends and max(ends) != length:
+        logger.warning(
+            'train_cfg.%s is %s, and param_scheduler ends at %s: is one of '
+            'them left from another schedule?',
+            *(key, length, max(ends)),
+        )
 
 
 def value_at(cfg: Config, key: str) -> object:

@@ -77,6 +77,28 @@ def test_level_of_the_log(level):
         values.check_values(Config(dict(log_level=level)))
 
 
+@pytest.mark.parametrize(
+    ('length', 'ends', 'warns'),
+    [
+        (dict(max_epochs=24), [(False, 500), (True, 12)], True),
+        (dict(max_epochs=3), [(True, 5), (True, 12)], True),
+        (dict(max_epochs=12), [(False, 500), (True, 12)], False),
+        (dict(max_epochs=24), [(True, 5), (True, None)], False),
+        (dict(max_iters=200), [(False, 100)], True),
+        (dict(max_iters=200), [(True, 100)], False),
+    ],
+)
+def test_schedules_that_end_elsewhere(length, ends, warns, package_log):
+    schedule = [
+        dict(type='MultiStepLR', by_epoch=by_epoch)
+        | (dict(end=end) if end else {})
+        for by_epoch, end in ends
+    ]
+    cfg = Config(dict(train_cfg=length, param_scheduler=schedule))
+    values.check_schedule(cfg)
+    assert ('and param_scheduler ends at' in package_log.text) == warns
+
+
 def test_argument_that_a_checkpoint_hook_has_not():
     with pytest.raises(ValueError, match="did you mean 'interval'"):
         values.check_values(nested('default_hooks.checkpoint.intervall', 1))
