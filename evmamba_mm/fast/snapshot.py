@@ -1,5 +1,6 @@
 """Tells whether a block is as it was when it was last checked."""
 
+import weakref
 from itertools import chain
 
 import torch
@@ -20,17 +21,21 @@ _KEY = '_fast_path_snapshot'
 
 
 class _Snapshot:
-    """The state of modules without hooks, the first of which keeps it."""
+    """The state of modules without hooks, the first of which keeps it.
+
+    It does not refer to that one: a deleted model frees its memory at once.
+    """
 
     def __init__(
         self, modules: list[nn.Module], place: tuple, sizes: list[int]
     ) -> None:
-        self.modules = modules
+        self.block = weakref.ref(modules[0])
+        self.below = modules[1:]
         self.place = place
         self.sizes = sizes
         self.kinds = [*map(type, modules)]
         self.attributes = [dict(vars(module)) for module in modules]
-        self.attributes[0][_KEY] = self
+        self.attributes[0].pop(_KEY, None)
         self.hooks = [
             hooks
             for m in modules
@@ -84,12 +89,13 @@ def unchanged(block: nn.Module, place: tuple) -> list[int] | None:
         block: That may have a snapshot.
         place: What its tensors have to be checked for.
     """
-    seen = vars(block).get(_KEY)
+    own = vars(block).copy()
+    seen = own.pop(_KEY, None)
     # A shallow copy has the snapshot of the other block.
-    if seen is None or seen.modules[0] is not block or any(seen.hooks):
+    if seen is None or seen.block() is not block or any(seen.hooks):
         return None
     try:
-        same = [*map(vars, seen.modules)] == seen.attributes
+        same = [own, *map(vars, seen.below)] == seen.attributes
     except (RuntimeError, TypeError, ValueError):
         # An attribute is another tensor or array than before.
         return None
@@ -97,7 +103,7 @@ def unchanged(block: nn.Module, place: tuple) -> list[int] | None:
     same = (
         same
         and place == seen.place
-        and [*map(type, seen.modules)] == seen.kinds
+        and [type(block), *map(type, seen.below)] == seen.kinds
         and state == seen.state
         and seen.guards.check(*tensors)
     )

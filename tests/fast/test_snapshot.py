@@ -235,3 +235,16 @@ def test_a_snapshot_keeps_no_block_alive():
     del block
     gc.collect()
     assert gone() is None
+
+
+def test_a_deleted_block_frees_its_memory_at_once():
+    block = checked()
+    block.eval()
+    assert difference(block, input_of('evss')) is None
+    gone = weakref.ref(block), weakref.ref(block.norm)
+    gc.disable()
+    try:
+        del block
+        assert [x() for x in gone] == [None, None]
+    finally:
+        gc.enable()
