@@ -1,15 +1,15 @@
 """Config files, read so that a mistake in one is a line that names it."""
 
 import os
-import sys
 import traceback
 from pathlib import Path
 
 import mmengine.config.config
 from mmengine.config import Config
 
+from .own_files import is_own
+
 READER = mmengine.config.config.__file__
-LIBRARIES = (sys.prefix, sys.base_prefix)
 MISTAKES = (
     *(AttributeError, ImportError, KeyError, NameError, OSError),
     *(RuntimeError, SyntaxError, TypeError, ValueError),
@@ -27,10 +27,12 @@ def read_config(path: str | Path) -> Config:
     try:
         return Config.fromfile(path)
     except FileNotFoundError as error:
-        if error.filename is None or Path(error.filename) == Path(path):
+        place = _place(error, path)
+        missing = error.filename
+        if None in (place, missing) or Path(missing) == Path(path):
             raise
         raise FileNotFoundError(
-            f'config {path}: there is no file {error.filename!r}'
+            f'config {place}: there is no file {missing!r}'
         ) from error
     except MISTAKES as error:
         place = _place(error, path)
@@ -66,7 +68,7 @@ def _place(error: Exception, path: str | Path) -> str | None:
         and frames[index].f_code.co_name == '<module>'
     ]
     inner = names[runs[-1] + 1 :] if runs else names
-    if not all(name.startswith((*LIBRARIES, '<')) for name in inner):
+    if any(map(is_own, inner)):
         return None
     if runs:
         return f'{names[runs[-1]]}, line {walked[runs[-1]][1]}'

@@ -82,9 +82,11 @@ def draw_predictions(cfg, folder):
 
     The three hosts' hooks are alike in purpose and differ in every argument.
     """
+    from evmamba_mm.cli.kinds import type_name
+
     folder = str(Path(folder).absolute())
     hook = cfg.default_hooks.get('visualization')
-    kind = hook and hook.type.split('.')[-1]
+    kind = hook and type_name(hook)
     if kind == 'VisualizationHook':
         hook.update(enable=True, out_dir=folder, interval=1)
     elif kind == 'DetVisualizationHook':
@@ -125,7 +127,7 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
-    from evmamba_mm.cli import checks, classes, launch, weights
+    from evmamba_mm.cli import checks, classes, launch, missing, weights
 
     cfg = prepare_config(args)
     runner = launch.build_runner(cfg)
@@ -141,7 +143,7 @@ def main():
         weights.load_strictly(runner)
     with (
         launch.run_in_lines(cfg),
-        checks.missing_images_explained(cfg, ['test']),
+        missing.missing_images_explained(cfg, ['test']),
     ):
         runner.test()
     launch.leave_group()

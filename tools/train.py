@@ -78,8 +78,10 @@ def use_mixed_precision(cfg):
             "--amp: mmengine's AmpOptimWrapper runs on an accelerator only, "
             'and torch.cuda.is_available() says that there is none'
         )
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+    from evmamba_mm.cli.kinds import type_name
+
+    wrapper = type_name(cfg.optim_wrapper)
+    if wrapper not in ('', 'OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(
             f'--amp needs optim_wrapper.type OptimWrapper or '
             f'AmpOptimWrapper, and the config has {wrapper}'
@@ -123,7 +125,15 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
-    from evmamba_mm.cli import checks, classes, launch, lock, resume, weights
+    from evmamba_mm.cli import (
+        checks,
+        classes,
+        launch,
+        lock,
+        missing,
+        resume,
+        weights,
+    )
 
     cfg = prepare_config(args)
     with contextlib.ExitStack() as stack:
@@ -140,7 +150,7 @@ def main():
         if cfg.get('resume'):
             weights.resume_strictly(runner)
         stack.enter_context(launch.run_in_lines(cfg))
-        with checks.missing_images_explained(cfg, SPLITS):
+        with missing.missing_images_explained(cfg, SPLITS):
             runner.train()
     launch.leave_group()
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import difflib
-import os
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 
@@ -14,8 +12,10 @@ from torch import distributed
 from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
 from . import kinds
-from .failing import RUNNER, TRACEBACK, failed_part, of_user, ran_user, said_of
+from .checks import TRACEBACK, leave
+from .failing import failed_part, said_of
 from .kinds import kinds_checked
+from .origins import RUNNERS, of_user, own_call, raised_by, ran_user
 from .samples import SampleError
 
 MISTAKES = (
@@ -57,8 +57,10 @@ def mistakes_in_lines(
         with kinds_checked():
             yield
     except MISTAKES as error:
-        wanted = bool(os.environ.get(TRACEBACK))
-        if wanted or isinstance(error, KNOWN) or of_user(error):
+        cause = raised_by(error)
+        if cause is not error and ran_user(cause):
+            raise cause from None
+        if isinstance(error, KNOWN) or of_user(error):
             raise
         said = said_of(error)
         for words, hint in HINTS.items():
@@ -70,6 +72,8 @@ def mistakes_in_lines(
         if config is not None and not lost:
             said = _unregistered(error) or said
             said = f'{_named(config)} of the config cannot be built: {said}'
+            own = own_call(error)
+            said += f' ({own}; {TRACEBACK}=1 shows the calls)' if own else ''
         elif not lost and _of_runner(error, builds_all):
             said = f'the Runner refuses the config: {said}'
         elif cfg is None or ran_user(error):
@@ -78,7 +82,7 @@ def mistakes_in_lines(
             said = failed_part(error, cfg, said)
         if said is None:
             raise
-        sys.exit(f'error: {said}')
+        leave(error, said)
 
 
 def _unregistered(error: BaseException) -> str | None:
@@ -113,9 +117,10 @@ def unknown_score_in_a_line() -> Iterator[None]:
         saving = last.f_code.co_name == '_save_best_checkpoint'
         if not (saving and isinstance(scores, Mapping)):
             raise
-        sys.exit(
-            f'error: default_hooks.checkpoint.save_best is {error.args[0]!r}; '
-            f'the validation gives {", ".join(scores)}'
+        leave(
+            error,
+            f'default_hooks.checkpoint.save_best is {error.args[0]!r}; '
+            f'the validation gives {", ".join(scores)}',
         )
 
 
@@ -133,11 +138,11 @@ def _last_built(error: BaseException) -> Mapping | None:
 def _of_runner(error: BaseException, builds_all: bool) -> bool:
     """Whether it is about an argument of the Runner, a loader or a loop."""
     frames = traceback.extract_tb(error.__traceback__)
-    if frames[-1].filename == RUNNER:
+    if frames[-1].filename in RUNNERS:
         # There it is about the hook.
         return frames[-1].name != 'call_hook'
     builds = (
-        f.filename == RUNNER and f.name.startswith('build_') for f in frames
+        f.filename in RUNNERS and f.name.startswith('build_') for f in frames
     )
     # One of torch is no refusal.
     return not isinstance(error, RuntimeError) and (builds_all or any(builds))

@@ -11,16 +11,24 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import OPTIMIZERS
+from mmengine.registry import DATASETS, METRICS, OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..own_files import is_own_class
+from .kinds import type_name
+from .origins import read_own
+
 logger = logging.getLogger('evmamba_mm')
+# Set to anything, it shows tracebacks.
+TRACEBACK = 'EVMAMBA_TRACEBACK'
 # What mmengine and the tools read of a config besides the arguments of the
 # Runner.
 OTHER_KEYS = (
@@ -46,6 +54,8 @@ PARAMWISE = (
     *('dcn_offset_lr_mult', 'dwconv_decay_mult', 'flat_decay_mult'),
     'norm_decay_mult',
 )
+# Others read keys of their own.
+CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor')
 # These fetch their data by themselves.
 DOWNLOADING = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
 
@@ -62,7 +72,20 @@ def errors_in_a_line(
     try:
         yield
     except kinds as error:
-        sys.exit(f'error: {error}')
+        if read_own(error):
+            raise
+        leave(error, str(error))
+
+
+def leave(error: BaseException, said: str) -> NoReturn:
+    """Exit with a line in place of an error, which TRACEBACK shows too.
+
+    Raises:
+        SystemExit: With the line.
+    """
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    sys.exit(f'error: {said}')
 
 
 def known_keys() -> set[str]:
@@ -117,12 +140,21 @@ def check_overrides(cfg: Config, overrides: Iterable[str]) -> None:
             )
         read = {name: cfg[name] for name in cfg if name in known}
         places = list(places_of(cfg[first], read, ''))
+        if not places:
+            logger.warning(
+                '--cfg-options %s: %r is a variable of the config file, and '
+                'what was computed from it there stays as it is; only code '
+                'of your own can read it from the config',
+                key,
+                first,
+            )
+            continue
         more = f' and {len(places) - 6} more' if len(places) > 6 else ''
-        where = f': {", ".join(places[:6])}{more}' if places else ''
+        where = f'{", ".join(places[:6])}{more}'
         raise ValueError(
             f'--cfg-options {key}: {first!r} is a variable of the config '
             'file, which takes effect only while the file is read; override '
-            f'the keys that use it{where}'
+            f'the keys that use it: {where}'
         )
 
 
@@ -151,7 +183,7 @@ def children(node: object) -> list[tuple[str, object]]:
 def choose_precision(cfg: Config) -> None:
     """Train in fp32 where the config's mixed precision cannot run."""
     wrapper = cfg.get('optim_wrapper') or {}
-    if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+    if type_name(wrapper) == 'AmpOptimWrapper' and get_device() == 'cpu':
         logger.warning(
             'optim_wrapper.type is AmpOptimWrapper, which runs on an '
             'accelerator only, and there is none: training in fp32 instead'
@@ -188,6 +220,8 @@ def check_paramwise(cfg: Config, model: nn.Module | Mapping) -> None:
         ValueError: It names the setting.
     """
     given = cfg.optim_wrapper.get('paramwise_cfg') or {}
+    if cfg.optim_wrapper.get('constructor') not in CONSTRUCTORS:
+        return
     check_slips('optim_wrapper.paramwise_cfg', given, PARAMWISE)
     # The FlexibleRunner builds its model later.
     named = getattr(model, 'named_parameters', tuple)
@@ -212,10 +246,13 @@ def check_outputs(cfg: Config) -> None:
     """
     model = cfg.get('model') or {}
     backbone, neck = model.get('backbone') or {}, model.get('neck') or {}
-    if backbone.get('type') != 'EfficientVMamba' or isinstance(neck, list):
+    if type_name(backbone) != 'EfficientVMamba' or isinstance(neck, list):
         return
-    start = neck.get('start_level') or 0
-    if start <= max(0, backbone.get('frozen_stages', -1)):
+    start, frozen = neck.get('start_level'), backbone.get('frozen_stages')
+    # Others are refused where they are read.
+    if not isinstance(start, int) or start <= max(
+        0, frozen if isinstance(frozen, int) else 0
+    ):
         return
     message = (
         f'model.neck.start_level is {start}: the norms of the outputs below '
@@ -255,14 +292,18 @@ def prefixes_of(dataset: Mapping) -> dict[str, str]:
     return {'data_prefix': prefix} if prefix else {}
 
 
+def is_local(part: Mapping) -> bool:
+    """Whether the files that a part names are on this machine."""
+    settings = part.get('backend_args') or {}
+    return settings.get('backend', 'local') in ('local', 'LocalBackend')
+
+
 def local_paths(dataset: Mapping) -> Iterator[tuple[str, str]]:
     """Yields (end of the key, path) of what a dataset needs from the start.
 
     Maps of labels are left out: a test without labels has none.
     """
-    backend = (dataset.get('backend_args') or {}).get('backend', 'local')
-    kind = str(dataset.get('type')).split('.')[-1]
-    if backend != 'local' or kind in DOWNLOADING:
+    if not is_local(dataset) or type_name(dataset) in DOWNLOADING:
         return
     root = dataset.get('data_root') or ''
     ends = {
@@ -273,9 +314,9 @@ def local_paths(dataset: Mapping) -> Iterator[tuple[str, str]]:
     if dataset.get('ann_file'):
         ends['ann_file'] = dataset['ann_file']
     for key, value in ends.items():
-        if isinstance(value, str):
+        if isinstance(value, str | Path):
             path = os.path.join(root, value)
-            relies_on_root = root and path != value
+            relies_on_root = root and path != str(value)
             if relies_on_root and not os.path.exists(root):
                 yield 'data_root', root
             else:
@@ -284,19 +325,26 @@ def local_paths(dataset: Mapping) -> Iterator[tuple[str, str]]:
         yield 'data_root', root
 
 
-def annotations_of(
-    cfg: Config, split: str
-) -> Iterator[tuple[str, str | None]]:
-    """Yields (key, path) of the annotations that a split's scores need."""
+def evaluators_of(cfg: Config, split: str) -> Iterator[tuple[str, Mapping]]:
+    """Yields (key, config) of what computes a split's scores."""
     evaluators = cfg.get(f'{split}_evaluator')
     if split == 'train' or cfg.get(f'{split}_cfg') is None:
         return
     if isinstance(evaluators, dict):
-        yield f'{split}_evaluator.ann_file', evaluators.get('ann_file')
+        yield f'{split}_evaluator', evaluators
         return
     for index, evaluator in children(evaluators):
-        key = f'{split}_evaluator.{index}.ann_file'
-        yield key, evaluator.get('ann_file')
+        yield f'{split}_evaluator.{index}', evaluator
+
+
+def finds_its_files(part: Mapping, scope: str | None) -> bool:
+    """Whether a class of the user's own reads the paths in its config."""
+    kind = part.get('type')
+    for registry in (DATASETS, METRICS):
+        if isinstance(kind, str):
+            with registry.switch_scope_and_registry(scope) as scoped:
+                kind = scoped.get(kind) or kind
+    return is_own_class(kind, ('__init__', 'load_data_list', '_join_prefix'))
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
@@ -309,13 +357,19 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
                 raise ValueError(f'{where}.data_root must be a path: {root!r}')
             meta = dataset.get('metainfo')
             check_slips(f'{where}.metainfo', meta, METAINFO)
-            paths = local_paths(dataset)
-            needed.update((f'{where}.{end}', path) for end, path in paths)
-        needed.update(annotations_of(cfg, split))
+            for end, path in local_paths(dataset):
+                needed[f'{where}.{end}'] = path, dataset
+        for key, evaluator in evaluators_of(cfg, split):
+            if is_local(evaluator):
+                path = evaluator.get('ann_file') or None
+                needed[f'{key}.ann_file'] = path, evaluator
     missing = {
-        key: path
-        for key, path in needed.items()
-        if path and '://' not in path and not os.path.exists(path)
+        key: str(path)
+        for key, (path, part) in needed.items()
+        if isinstance(path, str | Path)
+        and '://' not in str(path)
+        and not os.path.exists(os.path.expanduser(path))
+        and not finds_its_files(part, cfg.get('default_scope'))
     }
     if missing:
         lines = [f'  {key}: {path!r}' for key, path in missing.items()]
@@ -331,54 +385,5 @@ def check_slips(key: str, given: object, known: Iterable[str]) -> None:
     """Refuse slips of the names that are read; others are ignored there."""
     for name in given if isinstance(given, Mapping) else ():
         near = difflib.get_close_matches(name.lower(), known, 1, 0.8)
-        if name not in known and near:
+        if name not in known and near and near[0] not in given:
             raise ValueError(f'{key} has {name!r}; did you mean {near[0]!r}?')
-
-
-class MissingFileError(FileNotFoundError):
-    """A file of a data set that is not there; the message is one line."""
-
-
-@contextlib.contextmanager
-def missing_images_explained(
-    cfg: Config, splits: Sequence[str]
-) -> Iterator[None]:
-    """Adds the key of the folder to the error about one file in it.
-
-    Raises:
-        MissingFileError: In place of the system's error.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        found = re.findall(r"No such file or directory: '(.+?)'", str(error))
-        message = found and explain_missing(cfg, splits, found[-1])
-        if not message:
-            raise
-        raise MissingFileError(message) from error
-
-
-def explain_missing(
-    cfg: Config, splits: Sequence[str], path: str
-) -> str | None:
-    """Say which key of the config puts a missing file where it is not."""
-    folders = {}
-    for split in splits:
-        for where, dataset in datasets_of(cfg, split):
-            root = dataset.get('data_root') or ''
-            ends = {'data_root': '', **prefixes_of(dataset)}
-            for key, value in ends.items():
-                folder = os.path.join(root, value)
-                if folder and Path(folder) in Path(path).parents:
-                    folders[f'{where}.{key}'] = (folder, where, dataset)
-    if not folders:
-        return None
-    key = max(folders, key=lambda name: len(Path(folders[name][0]).parts))
-    folder, where, dataset = folders[key]
-    annotations = dataset.get('ann_file')
-    named = f' and {where}.ann_file names it' if annotations else ''
-    return (
-        f'there is no file {path!r}; {key} puts it in {folder!r}{named}. '
-        f'Add the file, remove it from the data set, or give another '
-        f'folder: --cfg-options {key}=FOLDER'
-    )

@@ -12,7 +12,9 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..own_files import is_own_class
 from .checks import errors_in_a_line
+from .kinds import type_name
 
 logger = logging.getLogger('evmamba_mm')
 # These count other things than the classes of the data set.
@@ -20,6 +22,8 @@ OTHER_HEADS = ('rpn_head', 'semantic_head')
 OTHER_HEAD_TYPES = ('STDCHead',)
 # What mmseg's IoUMetric computes; it refuses others after a validation.
 IOU = ('mIoU', 'mDice', 'mFscore')
+# Where mmdet numbers the categories of a json in its order.
+COCO = ('mmdet.datasets.coco', 'mmdet.datasets.lvis')
 # A model that has one of these counts, or names, its classes in another way.
 OTHER_MODELS = ('panoptic_head', 'panoptic_fusion_head', 'language_model')
 
@@ -97,6 +101,10 @@ def heads_of(model: nn.Module) -> Iterator[tuple[str, int]]:
             and isinstance(number, int)
             # One mask for all classes.
             and not getattr(module, 'class_agnostic', False)
+            # A sigmoid tells two classes apart.
+            and getattr(module, 'out_channels', None) != 1
+            # It may count what it likes.
+            and not is_own_class(type(module), ('__init__', 'loss'))
         ):
             yield name, number
 
@@ -137,11 +145,13 @@ def check_categories(
         inner = [dataset.dataset]
     for part in inner or ():
         check_categories(part, classes, split)
+    reads = getattr(type(dataset), 'load_data_list', None)
+    if getattr(reads, '__module__', '') not in COCO:
+        return
     known = getattr(type(dataset), 'METAINFO', {}).get('classes')
     # A benchmark's own classes, whose file may take long to read.
-    if not hasattr(dataset, 'cat2label') or (
-        tuple(known or ()) == tuple(classes)
-        and len(dataset.cat2label) == len(classes)
+    if tuple(known or ()) == tuple(classes) and len(dataset.cat2label) == len(
+        classes
     ):
         return
     text = get_text(dataset.ann_file, backend_args=dataset.backend_args)
@@ -165,14 +175,15 @@ def check_scores(
         ValueError: It names the key.
     """
     for metric in metrics:
+        kind = type(metric).__name__
         names = getattr(metric, 'metrics', ())
         names = [names] if isinstance(names, str) else names
-        if type(metric).__name__ == 'IoUMetric' and not {*names} <= {*IOU}:
+        if kind == 'IoUMetric' and not {*names} <= {*IOU}:
             raise ValueError(
                 f'{split}_evaluator.iou_metrics must be of {", ".join(IOU)}, '
                 f'got {names!r}'
             )
-        most = getattr(metric, 'topk', ())
+        most = metric.topk if kind == 'Accuracy' else ()
         for k in most if isinstance(most, tuple) else ():
             if not (isinstance(k, int) and 1 <= k <= len(classes)):
                 raise ValueError(
@@ -197,7 +208,7 @@ def check_classes(cfg: Config) -> None:
         ValueError: If preprocessor and head differ.
     """
     model = cfg.get('model') or {}
-    if model.get('type') != 'ImageClassifier':
+    if type_name(model) != 'ImageClassifier':
         return
     place, used = 'data_preprocessor', cfg.get('data_preprocessor')
     inner = model.get('data_preprocessor')
@@ -215,6 +226,7 @@ def check_classes(cfg: Config) -> None:
     classes = (used or {}).get('num_classes')
     if None not in (head, classes) and head != classes:
         raise ValueError(
-            f'{place}.num_classes is {classes} and model.head.num_classes '
-            f'is {head}; set both to the number of classes of your data'
+            f'{place}.num_classes is {classes!r} and '
+            f'model.head.num_classes is {head!r}; set both to the number of '
+            'classes of your data'
         )

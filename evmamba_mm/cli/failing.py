@@ -1,7 +1,5 @@
 """The part of a config whose first batch fails, with what it was given."""
 
-import inspect
-import sys
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
@@ -11,51 +9,35 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop
 from torch import Tensor, distributed, nn
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from .checks import children
-from .values import value_at
+from ..own_files import WORKER
+from .checks import TRACEBACK, children
+from .kinds import type_name
+from .values import SPLITS, value_at
 
-RUNNER = inspect.getfile(Runner)
-LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
-# Set to anything, it shows tracebacks.
-TRACEBACK = 'EVMAMBA_TRACEBACK'
 # Parts that need no type in a config.
 TYPELESS = {
     'data_preprocessor': BaseDataPreprocessor,
     'model.data_preprocessor': BaseDataPreprocessor,
     'optim_wrapper': OptimWrapper,
+    **{f'{split}_dataloader': _BaseDataLoaderIter for split in SPLITS},
 }
 
 
 def said_of(error: BaseException) -> str:
     """Return what an error says, in a line; a bare assertion's is its code."""
     # What a KeyError says is a key, or in the registries a sentence.
-    said = error.args[0] if len(error.args) == 1 else error
-    said = ' '.join(str(said).split())
+    said = str(error.args[0] if len(error.args) == 1 else error)
+    # A worker's message begins with its calls.
+    said = said.strip().splitlines()[-1] if WORKER.match(said) else said
+    said = ' '.join(said.split())
     if isinstance(error, KeyError) and ' ' not in said:
         return f'there is no {said!r}'
     last = traceback.extract_tb(error.__traceback__)[-1]
     return textwrap.shorten(said or last.line or type(error).__name__, 400)
-
-
-def of_user(error: BaseException) -> bool:
-    """Whether the last line that ran is in no library and not ours."""
-    return not _files(error)[-1].startswith(LIBRARIES)
-
-
-def ran_user(error: BaseException) -> bool:
-    """Whether the Runner came through a file of the user's own."""
-    files = _files(error)
-    ran = files[files.index(RUNNER) :] if RUNNER in files else files
-    return not all(file.startswith(LIBRARIES) for file in ran)
-
-
-def _files(error: BaseException) -> list[str]:
-    files = [f.filename for f in traceback.extract_tb(error.__traceback__)]
-    # Python's own modules that have no file begin so.
-    return [file for file in files if not file.startswith('<')]
 
 
 def failed_part(error: BaseException, cfg: Config, said: str) -> str | None:
@@ -92,12 +74,15 @@ def failed_part(error: BaseException, cfg: Config, said: str) -> str | None:
         and len(repr(value)) < 60
     ]
     has = f'. It has {", ".join(settings)}' if settings else ''
+    name = type(owner).__name__
+    if isinstance(owner, _BaseDataLoaderIter):
+        name = 'DataLoader'
     first = next(i for i, each in enumerate(owners) if each is owner)
     shapes = shapes_given(frames[first]) if is_module else ''
     got = f'. Its input is {shapes}' if shapes else ''
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f'{" or ".join(parts)} ({type(owner).__name__}) fails: {said} '
+        f'{" or ".join(parts)} ({name}) fails: {said} '
         f'({Path(last.filename).name}, line {last.lineno}; {TRACEBACK}=1 '
         f'shows the calls){has}{got}'
     )
@@ -128,15 +113,18 @@ def parts_of(
             found[key] = part
     while waiting:
         key, node = waiting.pop(0)
-        kind = str(node.get('type')) if isinstance(node, dict) else ''
-        if kind.rpartition('.')[2] == type(owner).__name__:
+        if isinstance(node, dict) and type_name(node) == type(owner).__name__:
             found[key] = node
         waiting += [(f'{key}.{end}', child) for end, child in children(node)]
     model = next((x for x in owners if isinstance(x, BaseModel)), nn.Module())
     names = [f'model.{k}' for k, m in model.named_modules() if m is owner]
     # Such as 'val' while a ValLoop runs.
     loops = [type(x).__name__ for x in owners if isinstance(x, BaseLoop)]
-    splits = [loop.removesuffix('Loop').lower() for loop in loops]
+    splits = [
+        split
+        for split in SPLITS
+        if any(loop.lower().endswith(f'{split}loop') for loop in loops)
+    ]
     names += [k for k in found if k.partition('_')[0] in splits]
     return {k: found[k] for k in names if k in found} or found
 

@@ -5,7 +5,6 @@ import contextlib
 import errno
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ..compat import init_cpu_dist
 from ..config_files import read_config as read_config_file
 from ..data_preprocessor import LabelError
 from ..weight_files import BrokenWeightsError
-from . import building, checks, samples
+from . import building, checks, missing, samples
 
 # Until a process that waits for another one gives up.
 TIMEOUT_SECONDS = 1800
@@ -145,7 +144,7 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
         checks.errors_in_a_line(
             (
                 *(BrokenWeightsError, LabelError),
-                *(checks.MissingFileError, samples.SampleError),
+                *(missing.MissingFileError, samples.SampleError),
             )
         ),
         samples.named(),
@@ -165,30 +164,33 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
             ) from error
         except torch.OutOfMemoryError as error:
             said = ' '.join(str(error).split())
-            sys.exit(
-                'error: the GPU has too little memory: lower batch_size of '
-                f'the loader, or the size of its images ({said})'
+            checks.leave(
+                error,
+                'the GPU has too little memory: lower batch_size of '
+                f'the loader, or the size of its images ({said})',
             )
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            sys.exit(
-                f'error: {error.strerror}: {error.filename or cfg.work_dir}; '
-                'what was saved before is whole'
+            checks.leave(
+                error,
+                f'{error.strerror}: {error.filename or cfg.work_dir}; '
+                'what was saved before is whole',
             )
         except RuntimeError as error:
             if re.match(WORKER_ENDED, str(error)):
                 # torchrun ends the workers too, where a process was lost.
-                sys.exit(f'error: {" ".join(str(error).split())}')
+                checks.leave(error, ' '.join(str(error).split()))
             if not (
                 distributed.is_initialized() and tells_of_loss(str(error))
             ):
                 raise
             seconds = cfg.env_cfg.dist_cfg.timeout
-            sys.exit(
-                f'error: process {distributed.get_rank()} lost another one, '
+            checks.leave(
+                error,
+                f'process {distributed.get_rank()} lost another one, '
                 f'which ended or did not answer within {seconds} s '
-                '(env_cfg.dist_cfg.timeout)'
+                '(env_cfg.dist_cfg.timeout)',
             )
 
 

@@ -3,14 +3,19 @@
 import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.dataset import BaseDataset
 
-from .failing import of_user, said_of
+from ..own_files import is_own_class
+from .failing import said_of
+from .origins import ran_user
 
 PATHS = ('img_path', 'seg_map_path')
+METHODS = ('transform', '__call__')
+# OpenCV reads every whole file of these; others may need another loader.
+IMAGES = ('.png', '.jpg', '.jpeg', '.bmp')
 
 
 class SampleError(ValueError):
@@ -48,24 +53,32 @@ def _naming_files(prepare: Callable) -> Callable:
             raise
         except Exception as error:
             info = self.get_data_info(idx)
+            if not isinstance(info, Mapping):
+                raise
             wrong = _wrong_file(info)
             if isinstance(error, KeyError) and error.args == ('mask',):
                 wrong = (
                     f'img_path {info.get("img_path")}: an object in it has no '
                     'mask ("segmentation" in the json), which this model needs'
                 )
-            if wrong is None and not of_user(error):
+            if wrong is None and not ran_user(error):
                 wrong = _failed_transform(self, info, error)
             if wrong:
                 raise SampleError(wrong) from error
             if hasattr(error, 'add_note'):
                 error.add_note(f'sample {idx}: {_files(info)}')
             raise
-        _check_packed(sample)
-        _check_map(self, idx, sample)
+        # Those of a user's own pack, and resize, in their way.
+        if not any(is_own_class(type(t), METHODS) for t in _transforms(self)):
+            _check_packed(sample)
+            _check_map(self, idx, sample)
         return sample
 
     return prepare_data
+
+
+def _transforms(dataset: BaseDataset) -> Sequence[Callable]:
+    return getattr(dataset.pipeline, 'transforms', ())
 
 
 def _files(info: Mapping[str, Any]) -> dict[str, str]:
@@ -78,7 +91,7 @@ def _wrong_file(info: Mapping[str, Any]) -> str | None:
     import cv2
 
     for key, path in _files(info).items():
-        if not os.path.isfile(path):
+        if not (os.path.isfile(path) and path.lower().endswith(IMAGES)):
             continue
         if not os.path.getsize(path):
             return f'{key} {path} is empty (0 bytes)'
@@ -102,7 +115,7 @@ def _failed_transform(
         frame.f_locals.get('self')
         for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
-    for index, transform in enumerate(dataset.pipeline.transforms):
+    for index, transform in enumerate(_transforms(dataset)):
         if any(owner is transform for owner in owners):
             paths = [f'{k} {path}' for k, path in _files(info).items()]
             return (

@@ -33,6 +33,8 @@ INTEGERS = {
     **{f'{split}_dataloader.batch_size': (1, math.inf) for split in SPLITS},
     **{f'{split}_dataloader.num_workers': (0, math.inf) for split in SPLITS},
 }
+# Among them, where 3.0 is 3.
+COUNTS = ('train_cfg', 'default_hooks.checkpoint.interval', 'auto_scale_lr')
 # Where any number is meant.
 NUMBERS = {
     'optim_wrapper.optimizer.lr': (0, math.inf),
@@ -120,6 +122,9 @@ def check_values(cfg: Config) -> None:
         for key, (least, most) in limits.items():
             value = value_at(cfg, key)
             legal = isinstance(value, kind) and not isinstance(value, bool)
+            # mmengine takes 4e4 iterations; torch's loaders take integers.
+            if key.startswith(COUNTS) and isinstance(value, float):
+                legal = value.is_integer()
             if value is None or (legal and least <= value <= most):
                 continue
             limit = '' if most == math.inf else f' and at most {most}'
@@ -129,7 +134,8 @@ def check_values(cfg: Config) -> None:
             )
     for key in SWITCHES:
         value = value_at(cfg, key)
-        if not isinstance(value, bool | None):
+        # The libraries take 0 and 1, too.
+        if value not in (True, False, None):
             raise ValueError(f'{key} must be True or False, got {value!r}')
     for key in ('data_preprocessor.std', 'model.data_preprocessor.std'):
         value = value_at(cfg, key)

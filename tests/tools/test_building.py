@@ -1,5 +1,7 @@
 """What a config cannot have is told in a line, with what was built."""
 
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -9,7 +11,8 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 
-from evmamba_mm.cli import building, checks, launch
+from evmamba_mm.cli import building, checks, launch, missing
+from evmamba_mm.cli.origins import RUNNERS
 
 
 def said(registry, config):
@@ -34,7 +37,15 @@ class Library:
 
 
 def test_key_that_is_not_there():
-    assert said(MODELS, dict(type=Library)).endswith("there is no 'bbox'")
+    assert "there is no 'bbox' (" in said(MODELS, dict(type=Library))
+
+
+def test_call_of_a_users_file_is_named():
+    # Library stands here for a user's class.
+    assert re.search(
+        rf'\({re.escape(__file__)}, line \d+; EVMAMBA_TRACEBACK=1 shows the ',
+        said(MODELS, dict(type=Library)),
+    )
 
 
 def test_unknown_type():
@@ -186,8 +197,10 @@ def test_missing_file_is_a_line(tmp_path):
     )
     with pytest.raises(SystemExit) as stopped:
         with launch.run_in_lines(cfg):
-            with checks.missing_images_explained(cfg, ['train']):
-                open(tmp_path / 'images' / 'a.png')
+            with missing.missing_images_explained(cfg, ['train']):
+                # As if the Runner itself opened it.
+                code = compile('open(path)', RUNNERS[0], 'exec')
+                exec(code, dict(path=tmp_path / 'images' / 'a.png'))
     assert 'dataset.data_prefix=FOLDER' in stopped.value.code
 
 

@@ -67,8 +67,31 @@ def model(**heads):
     return built
 
 
-def data(*classes, **attributes):
-    return SimpleNamespace(metainfo=dict(classes=classes), **attributes)
+class XMLDataset(SimpleNamespace):
+    def load_data_list(self):
+        return []
+
+
+class CocoDataset(SimpleNamespace):
+    def load_data_list(self):
+        return []
+
+    load_data_list.__module__ = 'mmdet.datasets.coco'
+
+
+def data(*classes, kind=SimpleNamespace, **attributes):
+    return kind(metainfo=dict(classes=classes), **attributes)
+
+
+class Accuracy:
+    def __init__(self, topk):
+        self.topk = topk
+
+
+class Retrieval:
+    """Ranks images, of which there may be more than classes."""
+
+    topk = (1, 10)
 
 
 def begin(model, train, val=None, topk=(1,)):
@@ -79,7 +102,7 @@ def begin(model, train, val=None, topk=(1,)):
             return None
         return SimpleNamespace(
             dataloader=SimpleNamespace(dataset=dataset),
-            evaluator=SimpleNamespace(metrics=[SimpleNamespace(topk=topk)]),
+            evaluator=SimpleNamespace(metrics=[Accuracy(topk), Retrieval()]),
         )
 
     ClassesHook().before_run(
@@ -178,6 +201,7 @@ def test_names_must_be_those_of_the_json(there, legal, nested, tmp_path):
     path.write_text(json.dumps(dict(categories=categories)))
     train = data(
         *('a', 'b'),
+        kind=CocoDataset,
         cat2label={0: 0},
         ann_file=str(path),
         backend_args=None,
@@ -190,3 +214,29 @@ def test_names_must_be_those_of_the_json(there, legal, nested, tmp_path):
     said = refusal(model(), train)
     assert "metainfo.classes is 'a', 'b', and " in said
     assert 'instances.json has the categories ' in said
+
+
+def test_names_of_other_data_sets_stand_in_no_json(tmp_path):
+    (tmp_path / 'train.txt').write_text('2007_01')
+    begin(
+        model(),
+        data(
+            *('a', 'b'),
+            kind=XMLDataset,
+            cat2label=dict(a=0, b=1),
+            ann_file=str(tmp_path / 'train.txt'),
+        ),
+    )
+
+
+class OwnHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_classes = 7
+
+
+def test_heads_that_count_in_their_own_way():
+    built = model(decode_head=1)
+    built.decode_head.out_channels = 1
+    built.own_head = OwnHead()
+    begin(built, data('background', 'cell'))

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS, Registry
 from mmengine.runner import BaseLoop
 from torch import nn
 
-from evmamba_mm.cli import failing, kinds, launch
+from evmamba_mm.cli import checks, failing, kinds, launch
 
 from .test_train_test import run
 
@@ -143,12 +143,22 @@ def test_words_in_the_place_of_numbers():
         def __init__(self, ratio: 'float' = 1.0, name='a', size: int = 1):
             pass
 
+    class Own:
+        def __init__(self, width: int = 1, flag: bool = False):
+            self.width = int(width)
+
+    # As a library's.
+    code = Part.__init__.__code__.replace(co_filename=failing.__file__)
+    Part.__init__.__code__ = code
     registry = Registry('parts')
     registry.register_module(module=Part)
     with kinds.kinds_checked():
         for legal in (dict(ratio=1), dict(name='b'), dict(size=2.0)):
             registry.build(dict(type='Part', **legal))
         registry.build(cfg=dict(type=Base, mode='manual'))
+        assert registry.build(dict(type=Own, width='3')).width == 3
+        with pytest.raises(ValueError, match='flag must be True or False'):
+            registry.build(dict(type=Own, flag='no'))
         for name in ('ratio', 'size'):
             with pytest.raises(
                 ValueError, match=f"{name} must be a number.*'x"
@@ -161,17 +171,22 @@ def test_unknown_type_is_told_the_near_one():
     with pytest.raises(SystemExit) as stopped:
         with launch.building.mistakes_in_lines():
             HOOKS.build(dict(type='LoggerHok'))
-    assert stopped.value.code == (
+    assert stopped.value.code.startswith(
         'error: LoggerHok of the config cannot be built: LoggerHok is not in '
         "the mmengine::hook registry; did you mean 'LoggerHook'?"
     )
 
 
-def test_the_traceback_is_shown_where_it_is_wanted(monkeypatch):
-    monkeypatch.setenv(failing.TRACEBACK, '1')
-    with pytest.raises(KeyError):
+def test_the_traceback_is_shown_where_it_is_wanted(monkeypatch, capsys):
+    monkeypatch.setenv(checks.TRACEBACK, '1')
+    with pytest.raises(SystemExit):
         with launch.building.mistakes_in_lines():
             HOOKS.build(dict(type='LoggerHok'))
+    assert 'in build_from_cfg' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='error: of an image'):
+        with launch.run_in_lines(Config(dict(work_dir='none'))):
+            raise launch.samples.SampleError('of an image')
+    assert 'in run_in_lines' in capsys.readouterr().err
 
 
 def test_option_that_cannot_be_merged(tmp_path):

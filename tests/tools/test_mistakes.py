@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evmamba_mm.cli import checks, launch, weights
+from evmamba_mm.cli import checks, launch, missing, weights
 
 from .test_train_test import TOOLS, load_tool, run
 
@@ -142,9 +142,9 @@ def test_longest_folder_explains_a_missing_file(monkeypatch):
     prefix = dict(img_path='img/val', seg_map_path='ann/val')
     dataset = dict(type='A', data_root='data', data_prefix=prefix)
     cfg = Config(dict(val_dataloader=dict(dataset=dataset), val_cfg={}))
-    message = checks.explain_missing(cfg, ['val'], 'data/ann/val/x.png')
+    message = missing.explain_missing(cfg, ['val'], 'data/ann/val/x.png')
     assert 'val_dataloader.dataset.data_prefix.seg_map_path puts' in message
-    assert checks.explain_missing(cfg, ['val'], 'other/x.png') is None
+    assert missing.explain_missing(cfg, ['val'], 'other/x.png') is None
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmcv.transforms import TRANSFORMS, LoadImageFromFile, Resize
+from mmcv.transforms import (
+    TRANSFORMS,
+    BaseTransform,
+    LoadImageFromFile,
+    Resize,
+)
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement, PixelData
 from torch.utils.data import DataLoader
 
 from evmamba_mm.cli import samples
+from evmamba_mm.cli.building import mistakes_in_lines
 
 
 def read(info):
@@ -85,6 +92,35 @@ def test_error_of_the_pipeline_itself_is_kept(good):
             data_set(wrong, good)[0]
     notes = getattr(error.value, '__notes__', ['good.png'])
     assert 'good.png' in notes[0]
+
+
+class OwnTransform(BaseTransform):
+    """Calls a library with what it refuses, and a file that is not there."""
+
+    def transform(self, info):
+        return np.pad(info['img_path'], 'wide')
+
+
+class OwnPack(BaseTransform):
+    def transform(self, info):
+        return dict(image=torch.zeros(3), img_path=info['img_path'])
+
+
+@pytest.mark.parametrize('name', ['good.png', 'array.npy'])
+def test_error_below_a_users_transform_is_kept(name, good):
+    good.with_name('array.npy').write_bytes(b'no image')
+    data = data_set(OwnTransform(), good.with_name(name))
+    for workers in (0, 1):
+        with pytest.raises(TypeError, match='pad_width') as error:
+            with samples.named():
+                list(DataLoader(data, num_workers=workers))
+        with pytest.raises(TypeError), mistakes_in_lines(Config({})):
+            raise error.value
+
+
+def test_a_users_way_to_pack_is_legal(good):
+    with samples.named():
+        assert 'image' in data_set(OwnPack(), good)[0]
 
 
 @pytest.mark.parametrize('workers', [0, 1])

@@ -33,6 +33,8 @@ def test_numbers(key, value):
     [
         ('train_cfg.max_epochs', 3),
         ('train_cfg.max_epochs', None),
+        ('train_cfg.max_iters', 4e4),
+        ('default_hooks.checkpoint.interval', 2.0),
         ('train_cfg.val_interval', 1),
         ('default_hooks.checkpoint', None),
         ('default_hooks.checkpoint.interval', -1),
@@ -50,12 +52,13 @@ def test_legal_values(key, value):
     values.check_values(nested(key, value))
 
 
-@pytest.mark.parametrize('value', ['no', 1])
+@pytest.mark.parametrize('value', ['no', 2])
 @pytest.mark.parametrize('key', values.SWITCHES)
 def test_switches(key, value):
     with pytest.raises(ValueError, match=f'^{key} must be True or False'):
         values.check_values(nested(key, value))
-    values.check_values(nested(key, False))
+    for legal in (True, False, 0, 1, None):
+        values.check_values(nested(key, legal))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,10 @@ def test_misspelt_key_of_metainfo(name):
         checks.check_data(cfg, ['train'])
 
 
-@pytest.mark.parametrize('given', [None, 'file.txt', dict(base_classes=1)])
+@pytest.mark.parametrize(
+    'given',
+    [None, 'file.txt', dict(base_classes=1), dict(classes=1, subclasses=2)],
+)
 def test_legal_metainfo(given):
     checks.check_slips('metainfo', given, checks.METAINFO)
 
@@ -181,5 +187,8 @@ def test_settings_of_groups_of_parameters(package_log):
         check(norm_decay_mul=0)
     check(norm_decay_mult=0, num_layers=3, custom_keys=dict(bias={}))
     assert not package_log.records
+    own = nested('optim_wrapper.paramwise_cfg.bias_decay', 1)
+    own.optim_wrapper.constructor = 'Own'
+    checks.check_paramwise(own, nn.Linear(1, 1))
     check(custom_keys=dict(head={}))
     assert "custom_keys has 'head', and no" in package_log.text
