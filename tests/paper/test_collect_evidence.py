@@ -137,6 +137,8 @@ def test_an_interrupted_run_ends_its_trainings(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | dict(PYTHONPATH=str(ROOT)),
+        # A shell's background job ignores it, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = tmp_path / 'work' / tmp_path.name / 'slow-0' / 'output.txt'
     try:

@@ -165,7 +165,8 @@ def test_last_weights_are_tested_besides(tmp_path):
     folder = training.work_dir(tmp_path)
     folder.mkdir(parents=True)
     (folder / 'last_checkpoint').write_text('/elsewhere/iter_1000.pth')
-    torch.save({}, folder / 'iter_1000.pth')
+    weights = dict(state_dict=dict(weight=torch.ones(1)))
+    torch.save(weights, folder / 'iter_1000.pth')
     tests = training.tests(tmp_path)
     assert list(tests) == ['sliding window', 'multi-scale']
     for command in tests.values():
