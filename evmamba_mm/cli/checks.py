@@ -54,8 +54,11 @@ PARAMWISE = (
     *('dcn_offset_lr_mult', 'dwconv_decay_mult', 'flat_decay_mult'),
     'norm_decay_mult',
 )
-# Others read keys of their own.
-CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor')
+# These read no other keys; the second hands them on.
+CONSTRUCTORS = (
+    'DefaultOptimWrapperConstructor',
+    'GroupedOptimWrapperConstructor',
+)
 # These fetch their data by themselves.
 DOWNLOADING = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
 
@@ -220,8 +223,9 @@ def check_paramwise(cfg: Config, model: nn.Module | Mapping) -> None:
         ValueError: It names the setting.
     """
     given = cfg.optim_wrapper.get('paramwise_cfg') or {}
-    if cfg.optim_wrapper.get('constructor') not in CONSTRUCTORS:
-        return
+    for key in ('constructor', 'base_constructor'):
+        if cfg.optim_wrapper.get(key, CONSTRUCTORS[0]) not in CONSTRUCTORS:
+            return
     check_slips('optim_wrapper.paramwise_cfg', given, PARAMWISE)
     # The FlexibleRunner builds its model later.
     named = getattr(model, 'named_parameters', tuple)

@@ -188,7 +188,11 @@ def test_settings_of_groups_of_parameters(package_log):
     check(norm_decay_mult=0, num_layers=3, custom_keys=dict(bias={}))
     assert not package_log.records
     own = nested('optim_wrapper.paramwise_cfg.bias_decay', 1)
-    own.optim_wrapper.constructor = 'Own'
-    checks.check_paramwise(own, nn.Linear(1, 1))
+    for key in ('constructor', 'base_constructor'):
+        own.optim_wrapper[key] = 'Own'
+        checks.check_paramwise(own, nn.Linear(1, 1))
+        own.optim_wrapper[key] = 'GroupedOptimWrapperConstructor'
+    with pytest.raises(ValueError, match="has 'bias_decay'"):
+        checks.check_paramwise(own, nn.Linear(1, 1))
     check(custom_keys=dict(head={}))
     assert "custom_keys has 'head', and no" in package_log.text
