@@ -1,6 +1,7 @@
 """Evaluates a checkpoint with a config of mmpretrain, mmdet or mmseg."""
 
 import argparse
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -153,8 +154,12 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        # Objects of libraries that were half made complain when they go.
-        sys.unraisablehook = lambda unraisable: None
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print('interrupted', file=sys.stderr)
-        sys.exit(130)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At a usual exit, objects of libraries that were half made complain,
+        # and torch's writer of a checkpoint aborts the process.
+        os._exit(130)

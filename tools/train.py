@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -162,11 +163,15 @@ if __name__ == '__main__':
         # mmengine's formatter of configs makes a SyntaxError of Ctrl-C.
         if KeyboardInterrupt not in (type(error), type(error.__context__)):
             raise
-        # Objects of libraries that were half made complain when they go.
-        sys.unraisablehook = lambda unraisable: None
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print(
                 'interrupted; --resume goes on from the last checkpoint',
                 file=sys.stderr,
             )
-        sys.exit(130)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At a usual exit, objects of libraries that were half made complain,
+        # and torch's writer of a checkpoint aborts the process.
+        os._exit(130)
