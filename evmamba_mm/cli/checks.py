@@ -143,21 +143,12 @@ def check_overrides(cfg: Config, overrides: Iterable[str]) -> None:
             )
         read = {name: cfg[name] for name in cfg if name in known}
         places = list(places_of(cfg[first], read, ''))
-        if not places:
-            logger.warning(
-                '--cfg-options %s: %r is a variable of the config file, and '
-                'what was computed from it there stays as it is; only code '
-                'of your own can read it from the config',
-                key,
-                first,
-            )
-            continue
         more = f' and {len(places) - 6} more' if len(places) > 6 else ''
-        where = f'{", ".join(places[:6])}{more}'
+        where = f': {", ".join(places[:6])}{more}' if places else ''
         raise ValueError(
             f'--cfg-options {key}: {first!r} is a variable of the config '
             'file, which takes effect only while the file is read; override '
-            f'the keys that use it: {where}'
+            f'the keys that use it{where}'
         )
 
 
