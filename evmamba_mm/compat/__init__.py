@@ -7,6 +7,7 @@ calls `init_cpu_dist` itself.
 
 from . import (
     checkpoint_files,
+    compiled_versions,
     ema_weights,
     latest_checkpoint,
     mmcv_ops,
@@ -38,3 +39,4 @@ def apply() -> None:
     checkpoint_files.apply()
     latest_checkpoint.apply()
     ema_weights.apply()
+    compiled_versions.apply()
