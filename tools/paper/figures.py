@@ -47,6 +47,7 @@ def parse_args(argv=None):
         help='side of the image, in pixels (default: 224)',
     )
     add_evidence(kinds)
+    add_predictions(kinds)
     add_erf(kinds)
     add_curves(kinds)
     add_throughput(kinds)
@@ -71,6 +72,7 @@ def add_evidence(kinds):
         'orderings': "top-1 of trainings with seeds, beside the paper's",
         'tradeoff': 'top-1 of trainings with seeds, against FLOPs',
         'fields': 'receptive fields of the trained backbones',
+        'predictions': 'what trained detectors and segmentors predict',
     }
     for figure, text in told.items():
         kinds.add_parser(figure, help=text).add_argument(
@@ -81,6 +83,15 @@ def add_evidence(kinds):
             help='what collect_evidence.py and collect_fields.py wrote '
             '(default: results/evidence)',
         )
+
+
+def add_predictions(kinds):
+    kinds.choices['predictions'].add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs', 'evidence'),
+        help='of collect_evidence.py (default: work_dirs/evidence)',
+    )
 
 
 def add_erf(kinds):
@@ -223,6 +234,10 @@ def draw(args):
 
         module = importlib.import_module(f'drawing.{args.figure}')
         module.draw(args.output, args.scores)
+    elif args.figure == 'predictions':
+        from drawing import predictions
+
+        predictions.draw(args.output, args.scores, args.work_dir)
     elif args.figure == 'scan-order':
         from drawing import scan_order
 
