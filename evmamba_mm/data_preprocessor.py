@@ -5,6 +5,7 @@ Shape letters: B images of a batch, C channels, H W size, K classes.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mmengine.registry import MODELS, TRANSFORMS
 from torch import Tensor
 
 from .arguments import checked
+from .compat import after_import
 
 
 class LabelError(ValueError):
@@ -261,3 +263,13 @@ class BatchDataPreprocessor(BaseDataPreprocessor):
         if set(counts) != {1}:
             scores = torch.stack([x.sum(0) for x in scores.split(counts)])
         return scores
+
+
+def _leave_untraced(dynamo: ModuleType) -> None:
+    forward = dynamo.disable(BatchDataPreprocessor.forward)
+    BatchDataPreprocessor.forward = forward
+
+
+# Random numbers, waits and copies: nothing that compiling would speed up, and
+# it fails to trace pinned memory. The compiler itself is slow to import.
+after_import('torch._dynamo', _leave_untraced)

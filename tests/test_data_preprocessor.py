@@ -143,6 +143,29 @@ def test_images_are_augmented_in_training_alone(hosts):
     )
 
 
+def test_compiler_leaves_it_as_it_is(hosts):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    preprocessor = BatchDataPreprocessor(image_augments=FLIP)
+
+    def step():
+        data = dict(inputs=images, gt_label=torch.arange(4))
+        return preprocessor(data, True)['inputs'].mul(2).sum()
+
+    images = batch(hosts[1], [1, 2, 0, 3])['inputs']
+    torch.manual_seed(0)
+    expected = step()
+    torch.manual_seed(0)
+    assert torch.compile(step, backend=backend)() == expected
+    nodes = [node for graph in graphs for node in graph.graph.nodes]
+    methods = [node.target for node in nodes if node.op == 'call_method']
+    assert methods == ['mul', 'sum']
+
+
 def test_autocast_changes_no_image(hosts):
     _, DataSample = hosts
     crop = [dict(type='BatchRandomResizedCrop', scale=16)]

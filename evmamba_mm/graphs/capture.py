@@ -1,5 +1,6 @@
 """How a call is captured."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,9 +27,15 @@ def autocast(dtype: torch.dtype | None) -> torch.autocast:
     )
 
 
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    # One for all captures: memory is shared within a stream alone.
+    return torch.cuda.Stream(device)
+
+
 def warm_up(run: Callable, device: torch.device) -> torch.cuda.Stream:
-    """Run a few times on a new stream, on which the capture is to follow."""
-    stream = torch.cuda.Stream(device)
+    """Run a few times on a stream, on which the capture is to follow."""
+    stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):

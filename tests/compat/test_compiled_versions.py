@@ -15,4 +15,3 @@ def test_mixed_precision_is_traced_whole():
     x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     compiled = torch.compile(scaled, backend='eager', fullgraph=True)
     torch.testing.assert_close(compiled(x), scaled(x))
-
