@@ -98,7 +98,7 @@ ROOMS = {
     ),
     'checkpoint': Room(within=(), outside=('torch',)),
     'data_preprocessor': Room(
-        within=('arguments',),
+        within=('arguments', 'compat'),
         outside=('numpy', 'torch', 'mmengine', 'mmpretrain'),
     ),
     'analysis': Room(

@@ -90,6 +90,17 @@ def test_transfer_shows_the_tasks_and_seeds_that_there_are(room, write):
     assert resnet[4:] == ['', '', '', '', '1']
 
 
+def test_gains_are_paired_by_seeds(room, write):
+    write('bccd', {('tiny', BOX): [0.6, 0.61], ('resnet18', BOX): [0.59]})
+    write('camvid', {('tiny', 'mIoU'): [57.0], ('pvtv2-b0', 'mIoU'): [58.5]})
+    lines = lines_of(room('writing.evidence').gains(None))
+    assert lines[1:] == [
+        ['ResNet-18', '+1.0 (1)', '', ''],
+        ['PVTv2-B0', '', '', '-1.5 (1)'],
+        ['EfficientVMamba-T, random weights', '', '', ''],
+    ]
+
+
 def test_overfit_shows_what_each_detector_has(room, write):
     scores = {
         ('retinanet', f'{BOX}_50'): [0.987],

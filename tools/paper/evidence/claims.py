@@ -30,17 +30,20 @@ class Difference:
         return 'does not hold' if -self.mean > self.half else 'undecided'
 
 
-def values_of(scores, row):
-    """Top-1 by seed."""
+def values_of(scores, row, metric=METRIC, factor=1):
+    """A score, top-1 if no other is named, by seed."""
     return {
-        int(each['seed']): float(each['value'])
+        int(each['seed']): factor * float(each['value'])
         for each in scores
-        if each['row'] == row and each['metric'] == METRIC
+        if each['row'] == row and each['metric'] == metric
     }
 
 
-def difference(scores, better, worse):
-    first, second = values_of(scores, better), values_of(scores, worse)
+def difference(scores, better, worse, metric=METRIC, factor=1):
+    """What one row has more than another in a score, see `values_of`."""
+    first, second = (
+        values_of(scores, row, metric, factor) for row in (better, worse)
+    )
     pairs = [first[seed] - second[seed] for seed in first if seed in second]
     if len(pairs) < 2:
         return Difference(len(pairs), pairs[0] if pairs else None, None)

@@ -23,6 +23,8 @@ TASKS = (
     ('camvid', 'mIoU, sliding window', 1, 'sliding window'),
     ('camvid', 'mIoU, multi-scale', 1, 'multi-scale'),
 )
+# Of each task the one that backbones are compared by.
+GAINS = (TASKS[0], TASKS[4], TASKS[6])
 STARTS = {
     'tiny': 'EfficientVMamba-T',
     'resnet18': 'ResNet-18',
@@ -113,11 +115,7 @@ def by_row(names, metrics, head):
     body = []
     for row, name in names.items():
         cells = [
-            {
-                int(each['seed']): factor * float(each['value'])
-                for each in found[task]
-                if (each['row'], each['metric']) == (row, metric)
-            }
+            values_of(found[task], row, metric, factor)
             for task, metric, factor, _ in metrics
         ]
         if any(cells):
@@ -133,6 +131,26 @@ def by_row(names, metrics, head):
 def transfer(folder):
     """What detectors and a segmentor reach, from each backbone."""
     return by_row(STARTS, TASKS, 'backbone')
+
+
+def gains(folder):
+    """What tiny has more than each other backbone, seed by seed."""
+    from .markdown import table
+
+    best, *others = STARTS
+    body = []
+    for row in others:
+        found = [
+            difference(files.scores(FOLDER, task), best, row, metric, factor)
+            for task, metric, factor, _ in GAINS
+        ]
+        cells = [
+            f'{shown_difference(x)} ({x.seeds})' if x.seeds else ''
+            for x in found
+        ]
+        body.append([STARTS[row], *cells])
+    heads = (head for *_, head in GAINS)
+    return table([f'{STARTS[best]} over', *heads], body)
 
 
 def overfit(folder):
@@ -211,6 +229,7 @@ TABLES = dict(
     rows=rows,
     claims=claims,
     transfer=transfer,
+    gains=gains,
     fields=fields,
     overfit=overfit,
     precision=precision,
