@@ -238,9 +238,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f'seed {seed}, {name}: {wrong}'[:500], flush=True)
         if args.seconds and time.monotonic() - start > args.seconds:
             break
+    # So many, also where the time was up first.
     command = (
         f'python -m tests.faults.scans --seed {args.seed} '
-        f'--count {args.count} --out FILE'
+        f'--count {counts.tried.total()} --out FILE'
     )
     wanted = f'as near to naive fp64 as plain torch, or refused, on {DEVICE}'
     return write_record(args.out, command, wanted, counts)
