@@ -157,10 +157,17 @@ def check_values(cfg: Config) -> None:
 
 
 def check_schedule(cfg: Config) -> None:
-    """Warn of schedules that end before the training, or after it.
+    """Warn of what would come to nothing, or end before or after the training.
 
-    Another length of the training leaves them as they are.
+    Another length of the training leaves the schedules as they are.
     """
+    best = value_at(cfg, 'default_hooks.checkpoint.save_best')
+    if best is not None and cfg.get('val_cfg') is None:
+        logger.warning(
+            'default_hooks.checkpoint.save_best is %r, but the config has no '
+            'val_cfg: no best checkpoint will be saved',
+            best,
+        )
     key = 'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters'
     by_epoch, length = key == 'max_epochs', cfg.train_cfg.get(key)
     given = cfg.get('param_scheduler') or []

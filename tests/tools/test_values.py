@@ -102,6 +102,16 @@ def test_schedules_that_end_elsewhere(length, ends, warns, package_log):
     assert ('and param_scheduler ends at' in package_log.text) == warns
 
 
+@pytest.mark.parametrize('validates', [True, False])
+def test_best_checkpoints_need_a_validation(validates, package_log):
+    cfg = nested('default_hooks.checkpoint.save_best', 'accuracy/top1')
+    cfg.train_cfg = dict(max_epochs=1)
+    if validates:
+        cfg.val_cfg = dict()
+    values.check_schedule(cfg)
+    assert ('no best checkpoint' in package_log.text) == (not validates)
+
+
 def test_argument_that_a_checkpoint_hook_has_not():
     with pytest.raises(ValueError, match="did you mean 'interval'"):
         values.check_values(nested('default_hooks.checkpoint.intervall', 1))

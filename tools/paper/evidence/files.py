@@ -1,5 +1,7 @@
 """What the folder of scores holds beside them, read with checks."""
 
+from pathlib import Path
+
 from evmamba_mm.csv_files import read_rows
 
 from .scores import json_lines, read
@@ -9,6 +11,10 @@ CLAIMS = ('claim', 'better', 'worse', 'source')
 FIELDS = (
     *('row', 'seed', 'images', 'outside_quarter', 'area_of_90'),
     *('device', 'torch', 'commit'),
+)
+SPEEDS = (
+    *('model', 'mode', 'phase', 'batch', 'size', 'dtype', 'images_per_s'),
+    *('ms', 'peak_gib', 'device', 'torch', 'command'),
 )
 
 
@@ -53,6 +59,24 @@ def fields(folder):
         | dict(name=known.get(field['row'], dict(name=field['row']))['name'])
         for field in read_rows(path, FIELDS, ('outside_quarter',))
     ]
+
+
+def speeds(folder):
+    """Images/s of each classifier by row, in its fastest mode.
+
+    Raises:
+        ValueError: If they were not measured on one device.
+    """
+    path = folder / 'speed.csv'
+    measured = read_rows(path, SPEEDS, ('images_per_s',))
+    devices = {row['device'] for row in measured}
+    if len(devices) > 1:
+        raise ValueError(f'{path} has several devices: {sorted(devices)}')
+    best = {}
+    for row in measured:
+        name, speed = Path(row['model']).stem, float(row['images_per_s'])
+        best[name] = max(speed, best.get(name, 0))
+    return best, *devices
 
 
 def last_loss(folder, task, row, seed):
