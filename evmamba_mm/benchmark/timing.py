@@ -27,7 +27,9 @@ def device_name(device: torch.device) -> str:
     """Return the name of a device, as the rows have it."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    return f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+    threads = torch.get_num_threads()
+    plural = '' if threads == 1 else 's'
+    return f'{platform.machine()} CPU, {threads} thread{plural}'
 
 
 def synchronize(device: torch.device) -> None:

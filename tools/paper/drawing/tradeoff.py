@@ -6,76 +6,92 @@ from evidence import files
 from evidence.claims import values_of
 
 from . import style
+from .labels import place_labels
 
 # The model, its ablations, and other architectures.
 PEERS = {'resnet18', 'regnety-800mf', 'pvtv2-b0', 'mobilevit-xs'}
 PEERS |= {'deit-tiny', 'vim-tiny'}
+# The other step sizes lie on the model, as the page says.
+UNNAMED = {'step1', 'step3', 'step4'}
 TICKS = [x * 10**n for n in range(-2, 6) for x in (1, 2, 5)]
-# Where a name stands beside its point, in points, if not to the right. The
-# other step sizes lie on the model, as the page says.
-PLACES = {
-    'tiny': (10, 3),
-    'inres': (-8, -3),
-    'early-inres': (-8, -3),
-    'step1': None,
-    'step3': None,
-    'step4': None,
-}
-FASTER = PLACES | {'inres': (8, -3), 'early-inres': (8, -3)}
 
 
 def draw(output, folder):
     """Draws the mean of each row, with the spread of its seeds."""
     scores = files.scores(folder, 'tin50')
-    values = {
-        name: (row['name'], list(values_of(scores, name).values()))
-        for name, row in files.rows(folder).items()
-    }
-    values = {name: found for name, found in values.items() if found[1]}
-    flops = {
-        name: float(row['gflops']) for name, row in files.rows(folder).items()
-    }
+    rows = files.rows(folder)
     speeds, device = files.speeds(folder)
-    with style.canvas(4.2, output) as figure:
-        first, second = figure.subplots(1, 2, sharey=True)
-        figure.subplots_adjust(0.07, 0.115, 0.985, 0.98, wspace=0.05)
-        show(first, values, flops, PLACES)
-        show(second, values, speeds, FASTER)
-        first.set_ylabel('top-1 (%), 15 epochs of 25,000 images')
-        first.set_xlabel('GFLOPs at 128x128')
-        second.set_xlabel(f'images/s at 128x128, {device}')
-
-
-def show(axis, values, places, names):
-    """A point for each row that has a place on the axis."""
-    for row, (name, found) in values.items():
-        if row not in places:
-            continue
-        colour = style.GREY if row in PEERS else style.BLUE
-        if row == 'tiny':
-            colour = style.VERMILLION
-        point = places[row], statistics.mean(found)
-        spread = statistics.stdev(found) if len(found) > 1 else 0
-        axis.errorbar(
-            *point, yerr=spread, fmt='o', color=colour, capsize=3, ms=5
+    values = {row: list(values_of(scores, row).values()) for row in rows}
+    values = {row: seeds for row, seeds in values.items() if seeds}
+    if not values:
+        raise ValueError(
+            f'{folder / "tin50.csv"} has no score of a row in rows.csv'
         )
-        offset = names.get(row, (8, -3))
-        if offset:
-            axis.annotate(
-                name,
-                point,
-                offset,
-                textcoords='offset points',
-                color=colour,
-                fontsize=8,
-                ha='left' if offset[0] > 0 else 'right',
-            )
+    flops = {row: float(each['gflops']) for row, each in rows.items()}
+    with style.canvas(4.4, output) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        axes[0].set_ylabel('top-1 (%), 15 epochs of 25,000 images')
+        axes[0].set_xlabel('GFLOPs at 128x128')
+        axes[1].set_xlabel(f'images/s at 128x128, {device}')
+        named = []
+        for axis, places in zip(axes, (flops, speeds), strict=True):
+            kept = [row for row in values if row in places]
+            points = {
+                row: (places[row], statistics.mean(values[row]))
+                for row in kept
+            }
+            show(axis, values, points)
+            named.append((axis, points))
+        style.place_axes(figure)
+        for axis, points in named:
+            write_names(axis, rows, points)
+
+
+def colour_of(row):
+    if row == 'tiny':
+        return style.VERMILLION
+    return style.GREY if row in PEERS else style.BLUE
+
+
+def show(axis, values, points):
+    """A point for each row, with the spread of its seeds."""
+    for row, point in points.items():
+        seeds = values[row]
+        axis.errorbar(
+            *point,
+            yerr=statistics.stdev(seeds) if len(seeds) > 1 else 0,
+            fmt='o',
+            color=colour_of(row),
+            capsize=3,
+            ms=5,
+        )
     axis.set_xscale('log')
-    ends = [places[row] for row in values if row in places]
+    ends = [x for x, _ in points.values()]
     # Room for the names.
-    axis.set_xlim(min(ends) / 1.5, max(ends) * 1.8)
-    ticks = [x for x in TICKS if min(ends) / 1.5 < x < max(ends) * 1.8]
+    least, most = min(ends, default=1) / 1.6, max(ends, default=1) * 1.6
+    axis.set_xlim(least, most)
+    ticks = [tick for tick in TICKS if least < tick < most]
     axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
     axis.minorticks_off()
     axis.grid(color='#E4E4E4', linewidth=0.7)
     axis.set_axisbelow(True)
+
+
+def write_names(axis, rows, points):
+    """The names, where they cover no point and no other name."""
+    named = sorted(points.keys() - UNNAMED, key=lambda row: row != 'tiny')
+    texts = [
+        axis.annotate(
+            rows[row]['name'],
+            points[row],
+            textcoords='offset points',
+            xytext=(0, 0),
+            color=colour_of(row),
+            fontsize=8,
+        )
+        for row in named
+    ]
+    # All points are kept free, also those without a name.
+    pixels = [points[row] for row in named]
+    pixels += [points[row] for row in sorted(points.keys() & UNNAMED)]
+    place_labels(axis, texts, pixels, [0] * len(texts))

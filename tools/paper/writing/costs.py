@@ -5,7 +5,7 @@ from pathlib import Path
 from evidence import files
 from reproducing import cost
 
-from .evidence import FOLDER, gpu_seconds
+from . import evidence
 from .paper import read_table
 
 # Its iterations: 15 epochs of 97 batches, 256 images of 128x128 each.
@@ -57,9 +57,9 @@ def checks():
         model = f'EfficientVMamba:{arch}'
         found = cost.ms_of('h200_peers', model, 'graph', 'training')
         yield f'step of {arch}, another run', 'ms', found, cost.step(arch)
-    scores = files.scores(FOLDER, 'tin50')
+    scores = files.scores(evidence.FOLDER, 'tin50')
     for row in TIN50_ROWS:
-        measured = gpu_seconds(scores, row)
+        measured = evidence.gpu_seconds(scores, row)
         if measured is None:
             continue
         model = 'evmamba-tiny' + (f'-{row}' if row != 'tiny' else '')
