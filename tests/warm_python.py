@@ -6,13 +6,16 @@ longer than its work takes. As a script: `warm_python.py serve SOCKET`, and
 `warm_python.py call SOCKET -m MODULE ARGUMENTS` for a call.
 """
 
+import contextlib
 import functools
 import gc
 import importlib.util
 import json
 import os
 import runpy
+import select
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 HOSTS = ('mmdet', 'mmseg', 'mmpretrain')
+# What a caller hands on.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PARTS = ('apis', 'datasets', 'engine', 'evaluation', 'models')
 
 
@@ -76,25 +81,39 @@ def serve(address):
         evmamba_mm.EfficientVMamba('atto').eval()(torch.zeros(1, 3, 32, 32))
     # mmengine collects garbage for each data set: what is here is none.
     gc.freeze()
+    # Nobody waits for the processes that answer.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
         while True:
             connection, _ = server.accept()
+            # Several calls run at a time, as the processes of torchrun do.
             with connection:
-                answer(connection)
+                if os.fork() == 0:
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    answer(connection)
+                    os._exit(0)
 
 
 def answer(connection):
+    """Runs the call, hands it the signals of the caller, tells its end."""
     message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 2)
     call = json.loads(message)
     child = os.fork()
     if child == 0:
-        os._exit(run(call, streams))
+        connection.close()
+        os._exit(run(call, streams) & 0xFF)
     for stream in streams:
         os.close(stream)
-    _, status = os.waitpid(child, 0)
-    connection.send(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if select.select([connection], [], [], 0.02)[0]:
+            # A caller that is killed closes the connection.
+            number = connection.recv(1) or bytes([signal.SIGKILL])
+            os.kill(child, number[0])
+    status = os.waitstatus_to_exitcode(ended[1])
+    with contextlib.suppress(BrokenPipeError):
+        connection.send(str(status).encode())
 
 
 def run(call, streams):
@@ -104,7 +123,11 @@ def run(call, streams):
     os.chdir(call['folder'])
     os.environ.clear()
     os.environ.update(call['environment'])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = call['arguments']
+    if sys.argv[0] == '-u':
+        del sys.argv[0]
+        sys.stdout.reconfigure(write_through=True)
     path = os.environ.get('PYTHONPATH', '').split(os.pathsep)
     more = [os.path.abspath(folder) for folder in path]
     start = functools.partial(runpy.run_path, sys.argv[0])
@@ -141,8 +164,16 @@ def call(address, *arguments):
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(address)
         socket.send_fds(client, [message.encode()], [1, 2])
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda n, _: client.send(bytes([n])))
         # The server closes without a word if it dies.
-        return (client.recv(1) or b'\x01')[0]
+        status = int(client.recv(8) or 1)
+    if status < 0:
+        if -status in SIGNALS:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status
 
 
 if __name__ == '__main__':
