@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from . import quick_triton
 from .quick_hosts import hurry
 from .warm_python import WarmPython
 
@@ -15,6 +16,7 @@ from .warm_python import WarmPython
 # this when it is imported, which anything may do.
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'
+    quick_triton.hurry()
 
 hurry()
 
