@@ -75,6 +75,14 @@ def warm_python(tmp_path_factory):
         yield python
 
 
+@pytest.fixture(scope='session')
+def libraries_python(tmp_path_factory):
+    """A Python that has imported what this package and the toolboxes need."""
+    folder = tmp_path_factory.mktemp('libraries')
+    with WarmPython(folder, 'libraries') as python:
+        yield python
+
+
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
     """A folder with four images of two classes, and the config `toy.py`."""

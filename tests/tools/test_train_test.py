@@ -160,7 +160,7 @@ def test_resumed_training_goes_on(trained, warm_python):
     assert (folder / 'work' / 'epoch_2.pth').is_file()
 
 
-def test_testing_writes_predictions_and_pictures(trained):
+def test_testing_writes_predictions_and_pictures(trained, libraries_python):
     folder, _ = trained
     status, output = run(
         folder,
@@ -169,6 +169,7 @@ def test_testing_writes_predictions_and_pictures(trained):
         'work/epoch_1.pth',
         '--out=results/out.pkl',
         '--show-dir=pictures',
+        python=libraries_python.path,
     )
     assert status == 0, output
     with open(folder / 'results' / 'out.pkl', 'rb') as file:
