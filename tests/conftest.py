@@ -38,8 +38,26 @@ MARKS = {
 }
 
 
+# Of the longest modules, so that none of them is left to one worker at last.
+FIRST = (
+    'ops/triton/test_shared_memory.py',
+    *('export', 'docs', 'paper', 'backbones', 'tools', 'ops', 'fast'),
+)
+
+
+def pytest_configure(config):
+    # It would start modules by the number of their tests, not by their time.
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items):
     tests = Path(__file__).parent
+
+    def turn(item):
+        place = item.path.relative_to(tests)
+        return [not place.is_relative_to(folder) for folder in FIRST]
+
+    items.sort(key=turn)
     for item in items:
         place = item.path.relative_to(tests)
         for mark, folders in MARKS.items():
