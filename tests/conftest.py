@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from . import quick_triton
 from .quick_hosts import hurry
 from .warm_python import WarmPython
 
@@ -15,6 +16,7 @@ from .warm_python import WarmPython
 # this when it is imported, which anything may do.
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'
+    quick_triton.hurry()
 
 hurry()
 
@@ -36,8 +38,26 @@ MARKS = {
 }
 
 
+# Of the longest modules, so that none of them is left to one worker at last.
+FIRST = (
+    'ops/triton/test_shared_memory.py',
+    *('export', 'docs', 'paper', 'backbones', 'tools', 'ops', 'fast'),
+)
+
+
+def pytest_configure(config):
+    # It would start modules by the number of their tests, not by their time.
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items):
     tests = Path(__file__).parent
+
+    def turn(item):
+        place = item.path.relative_to(tests)
+        return [not place.is_relative_to(folder) for folder in FIRST]
+
+    items.sort(key=turn)
     for item in items:
         place = item.path.relative_to(tests)
         for mark, folders in MARKS.items():
@@ -70,6 +90,14 @@ def data_dir():
 def warm_python(tmp_path_factory):
     """A Python that has imported this package and the toolboxes."""
     with WarmPython(tmp_path_factory.mktemp('warm')) as python:
+        yield python
+
+
+@pytest.fixture(scope='session')
+def libraries_python(tmp_path_factory):
+    """A Python that has imported what this package and the toolboxes need."""
+    folder = tmp_path_factory.mktemp('libraries')
+    with WarmPython(folder, 'libraries') as python:
         yield python
 
 

@@ -172,9 +172,8 @@ def test_every_released_size_has_its_weights():
     }
 
 
-def test_mim_search_filters_by_counts(installed, tmp_path):  # noqa: F811
+def test_mim_search_filters_by_counts(mim, tmp_path):  # noqa: F811
     output = mim(
-        installed,
         tmp_path,
         'search',
         'evmamba_mm',
@@ -189,15 +188,11 @@ def test_mim_search_filters_by_counts(installed, tmp_path):  # noqa: F811
     assert 'evmamba-small' not in output
 
 
-def test_mim_download_stops_as_documented(
-    installed,  # noqa: F811
-    tmp_path,
-):
+def test_mim_download_stops_as_documented(mim, tmp_path):  # noqa: F811
     said = 'No connection adapters'
     assert said in (ROOT / 'docs' / 'paper_and_release.md').read_text()
     with pytest.raises(AssertionError, match=said):
         mim(
-            installed,
             tmp_path,
             'download',
             'evmamba_mm',

@@ -1,6 +1,7 @@
 """The wheel: what is in it, and that `mim` can use it once installed."""
 
 import email
+import functools
 import os
 import re
 import shutil
@@ -173,12 +174,25 @@ def test_index_lists_every_config_under_its_own_name():
     assert len(set(names)) == len(names)
 
 
-def mim(installed, folder, *arguments):
-    """Runs mim in `folder`, with the installed wheel first in the path."""
+@pytest.fixture
+def mim(installed, libraries_python):
+    """Runs mim in a folder, with the installed wheel first in the path."""
+    return functools.partial(run_mim, libraries_python.path, installed)
+
+
+def mim_that_starts(python):
+    """A program that is mim; mim starts tools by the Python that runs it."""
+    return (
+        f'import sys; sys.executable = {str(python)!r}; '
+        'from mim.cli import cli; cli()'
+    )
+
+
+def run_mim(python, installed, folder, *arguments):
     pytest.importorskip('mim', reason='openmim is not installed')
     environment = {**os.environ, 'PYTHONPATH': str(installed)}
     result = subprocess.run(
-        [sys.executable, '-m', 'mim', *arguments],
+        [python, '-c', mim_that_starts(python), *arguments],
         cwd=folder,
         env={**environment, 'OMP_NUM_THREADS': '1'},
         capture_output=True,
@@ -189,21 +203,18 @@ def mim(installed, folder, *arguments):
     return output
 
 
-def test_mim_search_lists_the_models(installed, tmp_path):
-    output = mim(installed, tmp_path, 'search', 'evmamba_mm', '--valid-config')
+def test_mim_search_lists_the_models(mim, tmp_path):
+    output = mim(tmp_path, 'search', 'evmamba_mm', '--valid-config')
     for model in models_of_the_index():
         assert model['Name'] in output
 
 
-def test_mim_trains_and_tests_with_the_installed_tools(installed, toy):
+def test_mim_trains_and_tests_with_the_installed_tools(mim, installed, toy):
     tools = installed / 'evmamba_mm' / '.mim' / 'tools'
-    output = mim(
-        installed, toy, 'train', 'evmamba_mm', 'toy.py', '--work-dir=work'
-    )
+    output = mim(toy, 'train', 'evmamba_mm', 'toy.py', '--work-dir=work')
     assert f'{tools / "train.py"} toy.py' in output
     checkpoint = toy / 'work' / 'epoch_1.pth'
     output = mim(
-        installed,
         toy,
         'test',
         'evmamba_mm',
@@ -215,22 +226,21 @@ def test_mim_trains_and_tests_with_the_installed_tools(installed, toy):
     assert 'accuracy/top1' in output
 
 
-def test_mim_does_not_show_the_help_of_the_tools(installed, tmp_path):
-    output = mim(installed, tmp_path, 'train', 'evmamba_mm', '-h')
+def test_mim_does_not_show_the_help_of_the_tools(mim, tmp_path):
+    output = mim(tmp_path, 'train', 'evmamba_mm', '-h')
     assert 'Job launcher' in output
     assert '--cfg-options' not in output
     said = 'evmamba_mm is not an OpenMMLAB codebase'
     assert said in (ROOT / 'docs' / 'install.md').read_text()
     with pytest.raises(AssertionError, match=said):
-        mim(installed, tmp_path, 'run', 'evmamba_mm', 'train', '-h')
+        mim(tmp_path, 'run', 'evmamba_mm', 'train', '-h')
 
 
-def test_mim_finds_an_installed_config_by_its_name(installed, tmp_path):
+def test_mim_finds_an_installed_config_by_its_name(mim, installed, tmp_path):
     configs = (installed / 'evmamba_mm/.mim/configs/demo').glob('*.py')
     config = next(configs)
     with pytest.raises(AssertionError, match='unrecognized arguments') as run:
         mim(
-            installed,
             tmp_path,
             'train',
             'evmamba_mm',

@@ -48,7 +48,7 @@ def search_path_without(absent, folder):
 @pytest.mark.parametrize(
     'present', SUBSETS, ids=['+'.join(names) or 'none' for names in SUBSETS]
 )
-def test_name_resolves_with_these_hosts(present, tmp_path):
+def test_name_resolves_with_these_hosts(present, tmp_path, libraries_python):
     for host in present:
         pytest.importorskip(host, reason=f'{host} is not installed')
     absent = {
@@ -61,8 +61,9 @@ def test_name_resolves_with_these_hosts(present, tmp_path):
     path = search_path_without(absent, tmp_path)
     # -S: the links stand in for the installed packages, and must not be
     # joined by the packages themselves.
+    python = (libraries_python.path, '-S', __file__)
     result = subprocess.run(
-        [sys.executable, '-S', __file__, ','.join(present), ','.join(absent)],
+        [*python, ','.join(present), ','.join(absent)],
         env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
         capture_output=True,
         text=True,

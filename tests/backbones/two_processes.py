@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from evmamba_mm import EfficientVMamba
 
+from .. import quick_triton
+
 WAYS = {
     'plain': {},
     'unused': {'find_unused_parameters': True},
@@ -58,4 +60,7 @@ def work(rank, store):
 
 if __name__ == '__main__':
     os.environ['EVMAMBA_FUSED'] = 'true'
-    multiprocessing.spawn(work, args=(sys.argv[1],), nprocs=2)
+    quick_triton.hurry()
+    multiprocessing.start_processes(
+        work, args=(sys.argv[1],), nprocs=2, start_method='fork'
+    )

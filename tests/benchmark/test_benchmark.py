@@ -1,5 +1,6 @@
 """The benchmark tool, on tiny sizes: what it does, never how fast it is."""
 
+import os
 import subprocess
 import sys
 
@@ -269,7 +270,9 @@ def test_detection_measures_the_step_and_its_backbone(tmp_path):
     config.write_text(
         f'_base_ = {str(ROOT / benchmark.DETECTOR)!r}\n'
         "model = dict(backbone=dict(arch='atto'), "
-        'neck=dict(in_channels=[16, 32, 64, 128]))\n'
+        'neck=dict(in_channels=[16, 32, 64, 128]), '
+        'train_cfg=dict(rpn_proposal=dict(max_per_img=50), '
+        'rcnn=dict(sampler=dict(num=16))))\n'
     )
     path = tmp_path / 'a.csv'
     argv = '--batch 1 --size 64x96 --dtype fp32 --repeats 1 --device cpu'
@@ -317,12 +320,17 @@ def test_iteration_has_a_time_and_parts(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')
-def test_iteration_of_two_processes(toy, tmp_path):
+def test_iteration_of_two_processes(toy, tmp_path, warm_python):
     file = tmp_path / 'rows.csv'
-    command = [sys.executable, '-m', 'torch.distributed.run']
+    command = [warm_python.path, '-m', 'torch.distributed.run']
     command += ['--standalone', '--nproc-per-node', '2', SCRIPT, 'iteration']
     command += [toy, '--random', '32', '--repeats', '2', '--csv', file]
-    subprocess.run([*map(str, command)], check=True, timeout=300)
+    subprocess.run(
+        [*map(str, command)],
+        env=os.environ | dict(PYTHON_EXEC=str(warm_python.path)),
+        check=True,
+        timeout=300,
+    )
     found = rows.read(file)
     assert [x['phase'] for x in found] == list(iteration.PHASES)
     assert {x['batch'] for x in found} == {'4'}

@@ -41,12 +41,16 @@ class Outcome:
         assert any(text in self.log for text in texts), self.log
 
 
-def run_python(*arguments, folders=(), environment=None):
-    """Runs Python with `folders` and the package to import from."""
+def run_python(*arguments, folders=(), environment=None, warm=None):
+    """Runs Python with `folders` and the package to import from.
+
+    `warm` is a Python that has imported libraries, if it may have.
+    """
+    python = warm.path if warm else sys.executable
     search = [*map(str, folders), str(PACKAGE_FOLDER)]
     search += filter(None, [os.environ.get('PYTHONPATH')])
     result = subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [python, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -55,6 +59,7 @@ def run_python(*arguments, folders=(), environment=None):
             'PYTHONPATH': os.pathsep.join(search),
             'PYTHONWARNINGS': 'ignore',
             'OMP_NUM_THREADS': '1',
+            'PYTHON_EXEC': str(python),
             **(environment or {}),
         },
     )

@@ -16,7 +16,7 @@ TINY_RUN = Path(__file__).with_name('tiny_run.py')
 NO_GPU = {'CUDA_VISIBLE_DEVICES': ''}
 
 
-def torchrun(count, *arguments):
+def torchrun(python, count, *arguments):
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
         port = probe.getsockname()[1]
@@ -30,16 +30,18 @@ def torchrun(count, *arguments):
         '--launcher',
         'pytorch',
         environment=NO_GPU,
+        warm=python,
     )
 
 
-def test_processes_do_not_start_without_the_mend(tmp_path):
-    outcome = torchrun(1, tmp_path)
+def test_processes_do_not_start_without_the_mend(tmp_path, libraries_python):
+    outcome = torchrun(libraries_python, 1, tmp_path)
     outcome.assert_fault('NVIDIA driver', 'No CUDA', 'not compiled with CUDA')
 
 
-def test_two_processes_train_one_model(tmp_path):
-    text = '\n'.join(torchrun(2, tmp_path, '--mend').lines())
+def test_two_processes_train_one_model(tmp_path, libraries_python):
+    outcome = torchrun(libraries_python, 2, tmp_path, '--mend')
+    text = '\n'.join(outcome.lines())
     # Both write to one stream, and may end up on one line.
     starts = [match.start() for match in re.finditer(r'\{"rank"', text)]
     decode = json.JSONDecoder().raw_decode

@@ -58,14 +58,20 @@ def transformers_5(tmp_path_factory):
     return folder
 
 
-def test_mmpretrain_breaks_without_the_mend(transformers_5):
-    outcome = run_python('-c', IMPORT, folders=[transformers_5])
+def test_mmpretrain_breaks_without_the_mend(transformers_5, libraries_python):
+    outcome = run_python(
+        '-c', IMPORT, folders=[transformers_5], warm=libraries_python
+    )
     outcome.assert_fault('NoneType takes no arguments')
 
 
-def test_mmpretrain_imports_and_the_log_says_so_once(transformers_5):
+def test_mmpretrain_imports_and_the_log_says_so_once(
+    transformers_5, libraries_python
+):
     source = 'import evmamba_mm\n' + IMPORT
-    outcome = run_python('-c', source, folders=[transformers_5])
+    outcome = run_python(
+        '-c', source, folders=[transformers_5], warm=libraries_python
+    )
     lines = outcome.lines()
     assert lines[-2:] == ['False ResNet', 'True']
     log = [

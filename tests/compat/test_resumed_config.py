@@ -11,23 +11,28 @@ from .processes import run_python
 from .test_safe_loading import TINY_RUN
 
 
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, libraries_python):
+    folder = tmp_path_factory.mktemp('run')
+    run_python(TINY_RUN, folder, warm=libraries_python).lines()
+    return folder / 'epoch_1.pth'
+
+
 @pytest.fixture
-def attack(tmp_path):
+def attack(trained, tmp_path):
     """A checkpoint that writes a file where it is resumed, and that file."""
-    run_python(TINY_RUN, tmp_path / 'run').lines()
     mark = tmp_path / 'mark'
-    checkpoint = torch.load(
-        tmp_path / 'run' / 'epoch_1.pth', weights_only=True
-    )
+    checkpoint = torch.load(trained, weights_only=True)
     checkpoint['meta']['config'] = f'open({str(mark)!r}, "w").close()'
     torch.save(checkpoint, tmp_path / 'attack.pth')
     return tmp_path / 'attack.pth', mark
 
 
-def test_config_of_a_checkpoint_is_not_run(attack, tmp_path):
+def test_config_of_a_checkpoint_is_not_run(attack, tmp_path, libraries_python):
     checkpoint, mark = attack
     outcome = run_python(
-        TINY_RUN, tmp_path / 'resumed', '--mend', '--resume', checkpoint
+        *(TINY_RUN, tmp_path / 'resumed', '--mend', '--resume', checkpoint),
+        warm=libraries_python,
     )
     report = json.loads(outcome.lines()[-1])
     assert (report['epoch'], report['iterations']) == (2, 8)

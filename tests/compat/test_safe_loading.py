@@ -24,10 +24,10 @@ LOAD = 'import sys, torch; torch.load(sys.argv[1])'
 
 
 @pytest.fixture(scope='module')
-def work_dir(tmp_path_factory):
+def work_dir(tmp_path_factory, libraries_python):
     """A folder in which mmengine's Runner has trained, without mends."""
     folder = tmp_path_factory.mktemp('run')
-    run_python(TINY_RUN, folder).lines()
+    run_python(TINY_RUN, folder, warm=libraries_python).lines()
     return folder
 
 
@@ -36,8 +36,10 @@ def checkpoint(work_dir):
     return work_dir / 'epoch_1.pth'
 
 
-def test_checkpoint_does_not_load_without_the_mend(checkpoint):
-    outcome = run_python('-c', LOAD, checkpoint)
+def test_checkpoint_does_not_load_without_the_mend(
+    checkpoint, libraries_python
+):
+    outcome = run_python('-c', LOAD, checkpoint, warm=libraries_python)
     outcome.assert_fault('Weights only load failed')
 
 
@@ -62,15 +64,19 @@ def test_best_checkpoint_loads(work_dir):
     assert 'state_dict' in torch.load(best, weights_only=True)
 
 
-def test_runner_resumes(checkpoint, tmp_path):
-    outcome = run_python(TINY_RUN, tmp_path, '--mend', '--resume', checkpoint)
+def test_runner_resumes(checkpoint, tmp_path, libraries_python):
+    command = (TINY_RUN, tmp_path, '--mend', '--resume', checkpoint)
+    outcome = run_python(*command, warm=libraries_python)
     report = json.loads(outcome.lines()[-1])
     # Four iterations an epoch, those of the first from the checkpoint.
     assert (report['epoch'], report['iterations']) == (2, 8)
 
 
-def test_runner_does_not_resume_without_the_mend(checkpoint, tmp_path):
-    outcome = run_python(TINY_RUN, tmp_path, '--resume', checkpoint)
+def test_runner_does_not_resume_without_the_mend(
+    checkpoint, tmp_path, libraries_python
+):
+    command = (TINY_RUN, tmp_path, '--resume', checkpoint)
+    outcome = run_python(*command, warm=libraries_python)
     outcome.assert_fault('Weights only load failed')
 
 

@@ -3,7 +3,6 @@
 import csv
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,9 @@ TABLES = {
     ('page', 'mark', 'file', 'unit'),
     [(page, *table) for page, tables in TABLES.items() for table in tables],
 )
-def test_page_shows_the_measurements(page, mark, file, unit):
+def test_page_shows_the_measurements(page, mark, file, unit, warm_python):
     tool = 'tools/analysis_tools/benchmark.py'
-    command = [sys.executable, tool, 'table', '--unit', unit]
+    command = [warm_python.path, tool, 'table', '--unit', unit]
     made = subprocess.run(
         [*command, RESULTS / file],
         cwd=ROOT,

@@ -5,7 +5,6 @@ Outside of the checkout, in processes that import the installed wheel.
 
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -72,6 +71,7 @@ def test_use_of_readme_runs_by_the_wheel(
     host,
     installed,  # noqa: F811
     tmp_path,
+    libraries_python,
 ):
     if host:
         pytest.importorskip(host, reason=f'{host} is not installed')
@@ -85,7 +85,7 @@ def test_use_of_readme_runs_by_the_wheel(
     put_photo_and_weights(tmp_path)
     command = ['step.py', name, str(installed)] if host else [name]
     result = subprocess.run(
-        [sys.executable, *command],
+        [libraries_python.path, *command],
         cwd=tmp_path,
         env={
             **os.environ,

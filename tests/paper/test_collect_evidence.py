@@ -38,19 +38,19 @@ if sys.argv[0].endswith('train.py'):
 """
 
 
-def command_of(tool, folder, *arguments):
+def command_of(python, tool, folder, *arguments):
     return [
-        *(sys.executable, str(tool)),
+        *(str(python), str(tool)),
         *('--results', str(folder / 'scores')),
         *('--work-dir', str(folder / 'work')),
         *map(str, arguments),
     ]
 
 
-def run(tool, folder, *arguments, cwd=ROOT):
+def run(python, tool, folder, *arguments, cwd=ROOT):
     """The exit status, and the last line of the errors."""
     ended = subprocess.run(
-        command_of(tool, folder, *arguments),
+        command_of(python.path, tool, folder, *arguments),
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -77,42 +77,46 @@ def store(folder, training, value):
         (['{tiny}', '--seed', '4294967296'], 'is no seed'),
     ],
 )
-def test_wrong_arguments(tool, arguments, message, tmp_path):
+def test_wrong_arguments(tool, arguments, message, tmp_path, warm_python):
     tiny = EVIDENCE / 'tin50' / 'tiny.py'
     given = [each.format(tiny=tiny) for each in arguments]
-    status, line = run(tool, tmp_path, *given)
+    status, line = run(warm_python, tool, tmp_path, *given)
     assert status == 2
     assert message in line
 
 
-def test_a_config_that_cannot_be_read(tmp_path):
+def test_a_config_that_cannot_be_read(tmp_path, warm_python):
     config = tmp_path / 'broken.py'
     config.write_text('model = (\n')
-    status, line = run(TOOL, tmp_path, config)
+    status, line = run(warm_python, TOOL, tmp_path, config)
     assert status == 2
     assert line.startswith('error: config')
 
 
-def test_damaged_scores(tmp_path):
+def test_damaged_scores(tmp_path, warm_python):
     (tmp_path / 'scores').mkdir()
     (tmp_path / 'scores' / 'tin50.csv').write_text('row,seed\ntiny,0\n')
-    status, line = run(TOOL, tmp_path, EVIDENCE / 'tin50' / 'tiny.py')
+    status, line = run(
+        warm_python, TOOL, tmp_path, EVIDENCE / 'tin50' / 'tiny.py'
+    )
     assert status == 2
     assert 'must have the columns' in line
 
 
-def test_fields_without_a_training(tmp_path):
-    status, line = run(FIELDS, tmp_path, EVIDENCE / 'tin50' / 'tiny.py')
+def test_fields_without_a_training(tmp_path, warm_python):
+    status, line = run(
+        warm_python, FIELDS, tmp_path, EVIDENCE / 'tin50' / 'tiny.py'
+    )
     assert status == 2
     assert line.endswith('tiny-2 holds no finished training')
 
 
-def test_paths_are_those_of_the_caller(tmp_path):
+def test_paths_are_those_of_the_caller(tmp_path, warm_python):
     """From another folder a relative path means what it means there."""
     (tmp_path / 'broken.py').write_text("model = dict(type='None')\n")
     ended = subprocess.run(
         [
-            *(sys.executable, str(TOOL), 'broken.py', '--seeds', '0', '0'),
+            *(warm_python.path, TOOL, 'broken.py', '--seeds', '0', '0'),
             *('--results', 'scores', '--work-dir', 'work'),
         ],
         cwd=tmp_path,
@@ -132,7 +136,9 @@ def test_an_interrupted_run_ends_its_trainings(tmp_path):
     config = tmp_path / 'slow.py'
     config.write_text(SLOW)
     process = subprocess.Popen(
-        command_of(TOOL, tmp_path, config, '--seeds', '0', '1'),
+        command_of(
+            *(sys.executable, TOOL, tmp_path, config, '--seeds', '0', '1')
+        ),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,

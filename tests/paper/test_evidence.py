@@ -82,12 +82,12 @@ def test_last_scores_are_stored_with_their_curve(tmp_path):
     assert lines[-1]['accuracy/top1'] == 20.5
 
 
-def test_a_failed_training_is_told(tmp_path):
+def test_a_failed_training_is_told(tmp_path, warm_python):
     config = tmp_path / 'broken.py'
     config.write_text('model = dict(type="None")\n')
     ended = subprocess.run(
         [
-            *(sys.executable, 'tools/paper/collect_evidence.py', config),
+            *(warm_python.path, 'tools/paper/collect_evidence.py', config),
             *('--seeds', '0', '--results', tmp_path / 'scores'),
             *('--work-dir', tmp_path / 'work'),
         ],

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from evmamba_mm.cli import launch, lock, resume
 from evmamba_mm.weight_files import BrokenWeightsError
 
 from .test_launchers import environment, run, wait_for
-from .test_train_test import TOOLS, free_port, load_tool
+from .test_train_test import TOOLS, as_python, free_port, load_tool
 
 LONG = ('train_cfg.max_epochs=100000', 'default_hooks.logger.interval=1')
 NO_VAL = ('val_dataloader=None', 'val_cfg=None', 'val_evaluator=None')
@@ -120,10 +121,10 @@ def dist(folder, work, *options):
     )
 
 
-def test_two_processes_stop_together(toy):
-    port = str(free_port())
+def test_two_processes_stop_together(toy, warm_python):
+    places = dict(as_python(warm_python.path), PORT=str(free_port()))
     command = dist(toy, 'work_two', *HOOKS)
-    with start(toy, *command, PORT=port) as process:
+    with start(toy, *command, **places) as process:
         wait_for(toy / 'work_two' / 'last_checkpoint', process)
         process.send_signal(signal.SIGUSR1)
         said = process.communicate(timeout=120)[0]
@@ -136,7 +137,7 @@ def test_two_processes_stop_together(toy):
 
 
 LOSE = """
-import os, signal
+import os, pathlib, signal
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -144,11 +145,12 @@ from mmengine.registry import HOOKS
 class Lose(Hook):
     def after_train_iter(self, runner, batch_idx, **more):
         if runner.rank and runner.iter == 2:
+            pathlib.Path('lost.txt').write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
 """
 
 
-def test_process_that_stops_is_missed_after_the_timeout(toy):
+def test_process_that_stops_is_missed_after_the_timeout(toy, warm_python):
     (toy / 'lose.py').write_text(LOSE)
     (toy / 'lost.py').write_text(
         "_base_ = 'toy.py'\n"
@@ -157,13 +159,16 @@ def test_process_that_stops_is_missed_after_the_timeout(toy):
         'env_cfg = dict(dist_cfg=dict(timeout=5))\n'
     )
     command = ['lost.py' if x == 'toy.py' else x for x in dist(toy, 'lost')]
-    status, output = run(
-        toy,
-        *command,
-        PYTHONPATH=f'{toy}:{environment().get("PYTHONPATH", "")}',
-        PORT=str(free_port()),
-        TORCH_ELASTIC_SHUTDOWN_TIMEOUT='2',
-    )
+    places = dict(as_python(warm_python.path), PORT=str(free_port()))
+    places['PYTHONPATH'] = f'{toy}:{environment().get("PYTHONPATH", "")}'
+    output = ''
+    with start(toy, *command, **places) as process:
+        for line in process.stdout:
+            output += line
+            # torchrun would wait half a minute for a process that is stopped.
+            if 'closing signal SIGTERM' in line:
+                os.kill(int((toy / 'lost.txt').read_text()), signal.SIGKILL)
+        status = process.wait()
     assert status == 1
     assert 'error: process 0 lost another one' in output, output
     assert 'within 5 s (env_cfg.dist_cfg.timeout)' in output

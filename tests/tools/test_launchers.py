@@ -12,6 +12,7 @@ import pytest
 
 from evmamba_mm.weight_files import read_weights
 
+from ..test_packaging import mim_that_starts
 from .test_train_test import TOOLS, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -74,10 +75,11 @@ def folder_with_data(tmp_path_factory):
     ids=['mmdet', 'mmpretrain', 'mmsegmentation'],
 )
 def test_mim_trains_our_config_with_the_hosts_tool(
-    host, module, config, score, folder_with_data
+    host, module, config, score, folder_with_data, libraries_python
 ):
     pytest.importorskip('mim', reason='openmim is not installed')
     package = pytest.importorskip(module, reason=f'{host} is not installed')
+    python = libraries_python.path
     options = [
         'train_dataloader.batch_size=2',
         'train_cfg.max_epochs=1',
@@ -92,7 +94,7 @@ def test_mim_trains_our_config_with_the_hosts_tool(
         ]
     status, output = run(
         folder_with_data,
-        *(sys.executable, '-m', 'mim', 'train', host),
+        *(python, '-c', mim_that_starts(python), 'train', host),
         ROOT / 'configs' / 'demo' / config,
         *('--work-dir', f'work/{host}', '--cfg-options', *options),
     )

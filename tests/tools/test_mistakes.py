@@ -378,11 +378,12 @@ def test_more_processes_than_gpus(monkeypatch):
     launch.check_gpu_of_process('pytorch')
 
 
-def test_message_comes_through_torchrun(toy):
+def test_message_comes_through_torchrun(toy, warm_python):
     status, output = run(
         toy,
         *('dist_train.sh', 'toy.py', 2),
         *('--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
+        python=warm_python.path,
         CUDA_VISIBLE_DEVICES='',
     )
     assert status != 0

@@ -23,6 +23,11 @@ def free_port():
     raise AssertionError('every port is in use')
 
 
+def as_python(path):
+    """The environment in which the scripts and torchrun start a Python."""
+    return dict(PYTHON=str(path), PYTHON_EXEC=str(path))
+
+
 def run(folder, tool, *arguments, python=sys.executable, **environment):
     """Runs a tool in `folder`; returns its exit status and its output."""
     command = [python, str(TOOLS / tool)]
@@ -34,8 +39,8 @@ def run(folder, tool, *arguments, python=sys.executable, **environment):
         env={
             **os.environ,
             'OMP_NUM_THREADS': '1',
-            'PYTHON': sys.executable,
             'PORT': str(free_port()),
+            **as_python(python),
             **environment,
         },
         capture_output=True,
@@ -156,7 +161,7 @@ def test_resumed_training_goes_on(trained, warm_python):
     assert (folder / 'work' / 'epoch_2.pth').is_file()
 
 
-def test_testing_writes_predictions_and_pictures(trained):
+def test_testing_writes_predictions_and_pictures(trained, libraries_python):
     folder, _ = trained
     status, output = run(
         folder,
@@ -165,6 +170,7 @@ def test_testing_writes_predictions_and_pictures(trained):
         'work/epoch_1.pth',
         '--out=results/out.pkl',
         '--show-dir=pictures',
+        python=libraries_python.path,
     )
     assert status == 0, output
     with open(folder / 'results' / 'out.pkl', 'rb') as file:
@@ -200,10 +206,11 @@ def test_head_that_does_not_fit_is_refused(trained, warm_python):
     assert 'Traceback' not in output
 
 
-def test_two_processes_train_on_the_cpu(toy):
+def test_two_processes_train_on_the_cpu(toy, warm_python):
     status, output = run(
         toy,
         *('dist_train.sh', 'toy.py', 2, '--work-dir', 'work_of_two'),
+        python=warm_python.path,
         CUDA_VISIBLE_DEVICES='',
     )
     assert status == 0, output
@@ -212,12 +219,13 @@ def test_two_processes_train_on_the_cpu(toy):
     assert 'Epoch(train) [1][1/1]' in output
 
 
-def test_two_processes_test_on_the_cpu(trained):
+def test_two_processes_test_on_the_cpu(trained, warm_python):
     folder, _ = trained
     status, output = run(
         folder,
         *('dist_test.sh', 'toy.py', 'work/epoch_1.pth', 2),
         '--out=results/of_two.pkl',
+        python=warm_python.path,
         CUDA_VISIBLE_DEVICES='',
     )
     assert status == 0, output
