@@ -220,6 +220,25 @@ def test_a_damaged_file_fills_no_page(
     assert message in line
 
 
+def test_speeds_are_those_of_one_device(room, tmp_path):
+    files = room('evidence.files')
+    cells = [
+        [f'config:a/{row}.py', mode, *4 * ['x'], speed, *2 * [''], 'a CPU']
+        for row, mode, speed in (
+            *(('tiny', 'eager', '5'), ('tiny', 'deployed', '7.5')),
+            ('ss2d', 'eager', '2'),
+        )
+    ]
+    cells = [[*cell, '2.14', 'command'] for cell in cells]
+    path = tmp_path / 'speed.csv'
+    write_rows(path, files.SPEEDS, cells)
+    assert files.speeds(tmp_path) == (dict(tiny=7.5, ss2d=2.0), 'a CPU')
+    cells[0][9] = 'a GPU'
+    write_rows(path, files.SPEEDS, cells)
+    with pytest.raises(ValueError, match="several devices: .'a CPU', 'a GPU'"):
+        files.speeds(tmp_path)
+
+
 def test_one_field_is_a_figure(room, tmp_path):
     pytest.importorskip('matplotlib', reason='matplotlib is not installed')
     stored = tmp_path / 'scores'
