@@ -102,7 +102,8 @@ def _candidates(folder: Path, named: Path | None) -> list[Path]:
         for place in sorted(folders)
         if place.is_dir()
         for path in place.glob('*.pth')
-        if not path.name.startswith(BEST)
+        # Reading a pipe would wait for ever.
+        if path.is_file() and not path.name.startswith(BEST)
     }
     return list(found.values())
 

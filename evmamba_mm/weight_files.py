@@ -52,6 +52,9 @@ def read_weights(
         raise BrokenWeightsError(f'{path} is a folder, not a checkpoint')
     if not path.exists():
         raise FileNotFoundError(f'there is no file {path}')
+    if not path.is_file():
+        # Reading a pipe would wait for ever.
+        raise BrokenWeightsError(f'{path} is no regular file')
     try:
         with path.open('rb') as file:
             head = file.read(512)

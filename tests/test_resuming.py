@@ -1,13 +1,14 @@
 """Which checkpoint a training goes on from."""
 
 import importlib
+import os
 import shutil
 
 import pytest
 import torch
 
 from evmamba_mm.resuming import newest_checkpoint
-from evmamba_mm.weight_files import BrokenWeightsError
+from evmamba_mm.weight_files import BrokenWeightsError, read_weights
 
 
 def save(folder, name, iteration, time='20260101_000000', **more):
@@ -85,6 +86,14 @@ def test_checkpoints_in_another_folder(work, tmp_path):
     other.mkdir()
     (work / 'last_checkpoint').rename(other / 'last_checkpoint')
     assert newest_checkpoint(other) == (work / 'epoch_10.pth', [])
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_pipes_are_no_checkpoints(work):
+    os.mkfifo(work / 'epoch_11.pth')
+    assert newest_checkpoint(work) == (work / 'epoch_10.pth', [])
+    with pytest.raises(BrokenWeightsError, match='is no regular file'):
+        read_weights(work / 'epoch_11.pth')
 
 
 def test_nothing_was_saved(tmp_path):

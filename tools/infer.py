@@ -196,10 +196,13 @@ def choose_device(wanted):
 def load_predictor(args):
     """Loads what the arguments name, and sets what they ask for."""
     from evmamba_mm.apis import inference, predictors
+    from evmamba_mm.cli.building import mistakes_in_lines
     from evmamba_mm.cli.launch import load_config
 
     cfg = load_config(args.config, args.cfg_options)
-    predictor = predictors.build_predictor(cfg, choose_device(args.device))
+    device = choose_device(args.device)
+    with mistakes_in_lines():
+        predictor = predictors.build_predictor(cfg, device)
     check_options(args, predictor.task)
     check_visualizer(args, predictor)
     if args.score_thr is not None:

@@ -241,7 +241,9 @@ def check_outputs(cfg: Config) -> None:
     """
     model = cfg.get('model') or {}
     backbone, neck = model.get('backbone') or {}, model.get('neck') or {}
-    if type_name(backbone) != 'EfficientVMamba' or isinstance(neck, list):
+    if type_name(backbone) != 'EfficientVMamba' or not isinstance(
+        neck, Mapping
+    ):
         return
     start, frozen = neck.get('start_level'), backbone.get('frozen_stages')
     # Others are refused where they are read.

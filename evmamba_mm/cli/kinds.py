@@ -39,9 +39,9 @@ def kinds_checked() -> Iterator[None]:
         Registry.build = stock
 
 
-def type_name(part: Mapping[str, Any]) -> str:
+def type_name(part: object) -> str:
     """Return the name of a config's class, without the modules around it."""
-    kind = part.get('type')
+    kind = part.get('type') if isinstance(part, Mapping) else None
     name = getattr(kind, '__name__', None) or str(kind or '')
     return name.rpartition('.')[2]
 

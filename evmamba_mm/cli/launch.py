@@ -77,7 +77,14 @@ def parse_options(pairs: Sequence[str]) -> dict:
     """Turn KEY=VALUE strings into a dict, by mmengine's rules for values."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--pairs', nargs='*', action=DictAction)
-    return parser.parse_args(['--pairs', *pairs]).pairs
+    try:
+        return parser.parse_args(['--pairs', *pairs]).pairs
+    except RecursionError:
+        raise ValueError(
+            f'--cfg-options {" ".join(pairs)!r} cannot be read: values are '
+            'words, numbers, [lists] and (tuples); give a dict key by key, as '
+            'in a.b=1 a.c=2'
+        ) from None
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -1,52 +1,46 @@
-"""Tells whether somebody has edited a forward that kernels compute.
+"""Tells whether somebody has edited the source of what kernels compute.
 
-The kernels would go on computing the former one.
+The kernels would go on computing the former layers.
 """
 
 import ast
 import hashlib
+import importlib
 import inspect
-from collections.abc import Callable
-from operator import attrgetter
 
 from .. import layers
 
-# Of the functions that the kernels compute. After an edit the layers run,
+# Of the files whose blocks the kernels compute. After an edit the layers run,
 # until the kernels compute the same and its digest stands here;
 # tests/fast/test_sources.py prints it.
 DIGESTS = {
-    'ConvSqueezeExcite.forward': '98595b7b',
-    'DropPath.forward': '50f2964f',
-    'DropPath.sample_scale': 'ee10c3b0',
-    # A forward of its own would replace the one of ScanMixer.
-    'ES2D.forward': '47765b98',
-    'EVSSBlock.forward': '90cfce98',
-    'InvertedResidual.forward': 'b297fa55',
-    'LayerNorm.forward': 'df88f694',
-    'LayerNorm2d.forward': '6f7ddf7b',
-    'PatchEmbed.forward': '21cd15fe',
-    'PatchMerging.forward': 'b15cbf63',
-    'SS2D.forward': '47765b98',
-    'SqueezeExcite.forward': '4304dba4',
-    'layer_norm.channels_first': '6c5dc446',
-    'layer_norm.channels_last': 'c11bda74',
+    'drop_path': '60876caa',
+    'es2d': '79bd4b83',
+    'evss_block': 'ee140cd3',
+    'inverted_residual': '184270d3',
+    'layer_norm': 'd42af125',
+    'patch_embed': '212b9c54',
+    'patch_merging': 'caa3efa1',
+    'scan_mixer': 'b3a9b7eb',
+    'squeeze_excite': 'c87d7f8f',
+    'ss2d': '96892892',
 }
 
 
-def digest(function: Callable) -> str | None:
-    """Digest of a function's code, or None where its source is missing.
+def digest(text: str) -> str | None:
+    """Digest of a file's code, or None where it is none.
 
     Comments, docstrings and formatting are no part of it.
     """
     try:
-        text = inspect.cleandoc('\n' + inspect.getsource(function))
-        (definition,) = ast.parse(text).body
-    except (OSError, SyntaxError, TypeError):
+        tree = ast.parse(text)
+    except SyntaxError:
         return None
-    if ast.get_docstring(definition) is not None:
-        del definition.body[0]
-    text = repr(_written(definition))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    for node in ast.walk(tree):
+        kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return hashlib.sha256(repr(_written(tree)).encode()).hexdigest()[:8]
 
 
 def _written(node: object) -> object:
@@ -66,9 +60,19 @@ def _written(node: object) -> object:
     return type(node).__name__, fields
 
 
+def source(name: str) -> str | None:
+    """The text of a file of the layers, None where it is missing."""
+    module = importlib.import_module(f'.{name}', layers.__name__)
+    try:
+        return inspect.getsource(module)
+    except OSError:
+        return None
+
+
 def edited_source() -> str | None:
-    """Name of a function that the kernels do not compute, or None."""
+    """A file that the kernels do not compute, or None."""
     for name, expected in DIGESTS.items():
-        if digest(attrgetter(name)(layers)) not in (expected, None):
-            return name
+        text = source(name)
+        if text is not None and digest(text) not in (expected, None):
+            return f'layers/{name}.py'
     return None

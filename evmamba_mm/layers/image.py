@@ -36,7 +36,9 @@ def check_image(image: Tensor, conv: nn.Module) -> None:
             f'{weight.device}; move one of them'
         )
     if type(conv) is nn.Conv2d:
-        _check_dtype(image, weight)
+        # FSDP and DataParallel keep the parameters elsewhere.
+        if weight is not None:
+            _check_dtype(image, weight)
         _check_shape(image.shape, conv)
 
 

@@ -67,3 +67,20 @@ def test_unusable_argument_is_refused(
         infer.main(['a.png', *arguments])
     assert stop.value.code == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_part_that_cannot_be_built_is_a_line(
+    infer, tmp_path, monkeypatch, capsys
+):
+    base = TOOLS.parent / 'configs/demo/evmamba-atto_1xb16-15e_cells.py'
+    config = tmp_path / 'mine.py'
+    config.write_text(
+        f"_base_ = '{base}'\n"
+        "model = dict(head=dict(_delete_=True, type='Foo'))\n"
+    )
+    monkeypatch.chdir(touch(tmp_path, 'a.png'))
+    with pytest.raises(SystemExit) as stop:
+        infer.main(['a.png', str(config), '--device', 'cpu'])
+    assert stop.value.code == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: Foo of the config cannot be built: ')

@@ -16,6 +16,8 @@ from evmamba_mm.cli import checks, launch, missing, origins
 from evmamba_mm.cli.building import mistakes_in_lines
 from evmamba_mm.cli.failing import failed_part, said_of
 
+from .test_train_test import TOOLS
+
 
 @pytest.mark.parametrize(
     ('file', 'own'),
@@ -26,6 +28,7 @@ from evmamba_mm.cli.failing import failed_part, said_of
         (torch.__file__, False),
         (os.__file__, False),
         (checks.__file__, False),
+        (str(TOOLS / 'infer.py'), False),
         ('<frozen importlib._bootstrap>', False),
     ],
 )
@@ -167,6 +170,31 @@ def test_override_of_what_the_file_computes_with(tmp_path):
     (tmp_path / 'a.py').write_text('half = 3\nmodel = dict(depth=2 * half)\n')
     with pytest.raises(ValueError, match="'half' is a variable of the config"):
         launch.load_config(tmp_path / 'a.py', ['half=4'])
+
+
+def test_dicts_as_options_are_refused_in_a_line(tmp_path):
+    (tmp_path / 'a.py').write_text('model = dict(depth=2)\n')
+    option = "model.init_cfg=dict(type='Pretrained',checkpoint='/nope.pth')"
+    with pytest.raises(ValueError, match='give a dict key by key'):
+        launch.load_config(tmp_path / 'a.py', [option])
+
+
+def test_a_toolbox_in_a_working_copy_is_a_library(tmp_path, monkeypatch):
+    (tmp_path / 'mmpretrain').mkdir()
+    (tmp_path / 'mmpretrain' / '__init__.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'mmpretrain', raising=False)
+    own_files._toolboxes.cache_clear()
+    assert not own_files.is_own(str(tmp_path / 'mmpretrain' / 'models.py'))
+    assert own_files.is_own(str(tmp_path / 'models.py'))
+    own_files._toolboxes.cache_clear()
+
+
+@pytest.mark.parametrize('part', ['EfficientVMamba', 5, None])
+def test_parts_that_are_no_dicts_are_left_to_the_libraries(part):
+    named = dict(type='EfficientVMamba')
+    for model in (dict(backbone=part), dict(backbone=named, neck=part)):
+        checks.check_outputs(Config(dict(model=model)))
 
 
 @pytest.mark.parametrize('key', ['frozen_stages', 'start_level'])
