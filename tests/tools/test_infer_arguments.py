@@ -69,9 +69,7 @@ def test_unusable_argument_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_part_that_cannot_be_built_is_a_line(
-    infer, tmp_path, monkeypatch, capsys
-):
+def test_a_part_that_cannot_be_built_is_a_line(infer, tmp_path, monkeypatch):
     base = TOOLS.parent / 'configs/demo/evmamba-atto_1xb16-15e_cells.py'
     config = tmp_path / 'mine.py'
     config.write_text(
@@ -79,8 +77,5 @@ def test_a_part_that_cannot_be_built_is_a_line(
         "model = dict(head=dict(_delete_=True, type='Foo'))\n"
     )
     monkeypatch.chdir(touch(tmp_path, 'a.png'))
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match='^error: Foo of the config cannot'):
         infer.main(['a.png', str(config), '--device', 'cpu'])
-    assert stop.value.code == 1
-    *_, line = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: Foo of the config cannot be built: ')
