@@ -101,7 +101,8 @@ def _unregistered(error: BaseException) -> str | None:
 
 def _named(config: Mapping) -> str:
     name = config['type']
-    name = name if isinstance(name, str) else getattr(name, '__name__', '')
+    if not isinstance(name, str):
+        name = getattr(name, '__name__', f'a part with type={name!r}')
     places = [f'{k}={config[k]!r}' for k in PLACES if config.get(k)]
     return f'{name} ({", ".join(places)})' if places else name
 

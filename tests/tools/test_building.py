@@ -54,6 +54,11 @@ def test_unknown_type():
     )
 
 
+def test_no_type():
+    line = said(MODELS, dict(type=None))
+    assert line.startswith('error: a part with type=None of the config cannot')
+
+
 @pytest.mark.parametrize('text', ['', '{"metainfo": '])
 def test_broken_annotations(text, tmp_path):
     (tmp_path / 'broken.json').write_text(text)
