@@ -1,7 +1,5 @@
 """Tells a user's own code from that of libraries, for errors."""
 
-import functools
-import importlib.util
 import os
 import re
 import site
@@ -16,27 +14,17 @@ LIBRARIES = tuple(
         *map(sysconfig.get_path, ('stdlib', 'platstdlib', 'purelib')),
         *(sysconfig.get_path('platlib'), *site.getsitepackages()),
         *(site.getusersitepackages(), str(Path(__file__).parent)),
-        # Of a working copy of this package.
-        str(Path(__file__).parents[1] / 'tools'),
     }
 )
-# Also where they are installed from a working copy.
-TOOLBOXES = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
+# It builds models itself, where the Runner does so for the others.
+TOOL = str(Path(__file__).parents[1] / 'tools' / 'infer.py')
 # What torch says about an error in a worker of a loader.
 WORKER = re.compile(r'Caught \w+ in DataLoader worker.*Traceback', re.DOTALL)
 
 
-@functools.cache
-def _toolboxes() -> tuple[str, ...]:
-    """Folders of the toolboxes, none of which is imported for it."""
-    specs = filter(None, map(importlib.util.find_spec, TOOLBOXES))
-    folders = (x for s in specs for x in s.submodule_search_locations or ())
-    return tuple(os.path.join(folder, '') for folder in folders)
-
-
 def is_own(file: str) -> bool:
     """Whether a file is of no library; Python's own may have names in <>."""
-    return not file.startswith((*LIBRARIES, *_toolboxes(), '<'))
+    return not file.startswith((*LIBRARIES, TOOL, '<'))
 
 
 def calls_of(error: BaseException) -> list[tuple[str, int]]:

@@ -45,7 +45,7 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path | None, list[str]]:
     for path in waiting:
         try:
             missing = missing_for_resume(read_weights(path))
-        except BrokenWeightsError as error:
+        except (BrokenWeightsError, FileNotFoundError) as error:
             broken[path] = str(error)
             continue
         if missing:
@@ -102,8 +102,7 @@ def _candidates(folder: Path, named: Path | None) -> list[Path]:
         for place in sorted(folders)
         if place.is_dir()
         for path in place.glob('*.pth')
-        # Reading a pipe would wait for ever.
-        if path.is_file() and not path.name.startswith(BEST)
+        if not path.name.startswith(BEST)
     }
     return list(found.values())
 
@@ -115,7 +114,8 @@ def _by_time(paths: Iterable[Path]) -> list[Path]:
         meta = _meta(path)
         when = str(meta.get('time', ''))
         done = meta.get('iter', -1)
-        changed = path.stat().st_mtime
+        # Of a link that leads nowhere, too.
+        changed = path.lstat().st_mtime
         if not meta:
             # It will not load either; its place only orders the report.
             return ('9', 0, changed)
@@ -126,6 +126,9 @@ def _by_time(paths: Iterable[Path]) -> list[Path]:
 
 def _meta(path: Path) -> Mapping:
     """Read a checkpoint's meta and nothing of its tensors."""
+    if not path.is_file():
+        # Reading a pipe would wait for ever.
+        return {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')

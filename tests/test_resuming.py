@@ -91,9 +91,22 @@ def test_checkpoints_in_another_folder(work, tmp_path):
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
 def test_pipes_are_no_checkpoints(work):
     os.mkfifo(work / 'epoch_11.pth')
-    assert newest_checkpoint(work) == (work / 'epoch_10.pth', [])
+    path, notes = newest_checkpoint(work)
+    assert path == work / 'epoch_10.pth'
+    assert 'epoch_11.pth is no regular file' in ' '.join(notes)
     with pytest.raises(BrokenWeightsError, match='is no regular file'):
         read_weights(work / 'epoch_11.pth')
+
+
+@pytest.mark.parametrize('kind', ['link', 'folder'])
+def test_what_is_no_file_is_not_passed_over_in_silence(tmp_path, kind):
+    path = tmp_path / 'epoch_3.pth'
+    if kind == 'link':
+        path.symlink_to(tmp_path / 'a_disk_that_is_gone' / 'epoch_3.pth')
+    else:
+        path.mkdir()
+    with pytest.raises(BrokenWeightsError, match='no checkpoint in .* loads'):
+        newest_checkpoint(tmp_path)
 
 
 def test_nothing_was_saved(tmp_path):

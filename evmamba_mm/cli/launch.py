@@ -74,17 +74,24 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def parse_options(pairs: Sequence[str]) -> dict:
-    """Turn KEY=VALUE strings into a dict, by mmengine's rules for values."""
+    """Turn KEY=VALUE strings into a dict, by mmengine's rules for values.
+
+    Raises:
+        ValueError: If one cannot be read.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument('--pairs', nargs='*', action=DictAction)
-    try:
-        return parser.parse_args(['--pairs', *pairs]).pairs
-    except RecursionError:
-        raise ValueError(
-            f'--cfg-options {" ".join(pairs)!r} cannot be read: values are '
-            'words, numbers, [lists] and (tuples); give a dict key by key, as '
-            'in a.b=1 a.c=2'
-        ) from None
+    options = {}
+    for pair in pairs:
+        try:
+            options |= parser.parse_args(['--pairs', pair]).pairs
+        except (AssertionError, RecursionError):
+            raise ValueError(
+                f'--cfg-options {pair[:200]!r} cannot be read: values are '
+                'words, numbers, [lists] and (tuples); give a dict key by '
+                'key, as in a.b=1 a.c=2'
+            ) from None
+    return options
 
 
 def build_runner(cfg: Config) -> Runner:

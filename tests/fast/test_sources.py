@@ -28,7 +28,8 @@ def test_the_kernels_compute_the_source_that_is_there(name):
 def test_every_file_of_a_block_has_a_digest():
     homes = {base.__module__ for kind in KINDS for base in kind.__mro__}
     ours = {home for home in homes if home.startswith(f'{HOME}.')}
-    assert ours == {f'{HOME}.{name}' for name in sources.DIGESTS}
+    files = sources.DIGESTS.keys() - {'__init__'}
+    assert ours == {f'{HOME}.{name}' for name in files}
 
 
 @pytest.mark.parametrize('kind', BLOCKS)
@@ -54,6 +55,7 @@ def test_an_edited_file_runs(kind, monkeypatch):
             'def __call__(self): pass\n    def forward',
         ),
         ('ss2d', 'FOUR_DIRECTIONS', 'FIVE_DIRECTIONS'),
+        ('__init__', 'from .inverted_residual', 'from .mine'),
     ],
 )
 def test_edits_beside_a_forward_are_seen(name, old, new, monkeypatch):

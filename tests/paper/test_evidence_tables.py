@@ -220,22 +220,30 @@ def test_a_damaged_file_fills_no_page(
     assert message in line
 
 
-def test_speeds_are_those_of_one_device(room, tmp_path):
+def test_speeds_are_measured_in_one_way(room, tmp_path):
     files = room('evidence.files')
-    cells = [
-        [f'config:a/{row}.py', mode, *4 * ['x'], speed, *2 * [''], 'a CPU']
-        for row, mode, speed in (
-            *(('tiny', 'eager', '5'), ('tiny', 'deployed', '7.5')),
-            ('ss2d', 'eager', '2'),
-        )
+    same = dict.fromkeys(files.SPEEDS, 'x')
+    same |= dict(phase='inference', size='128', device='a CPU')
+    measured = [
+        same | dict(model=f'config:a/{row}.py', images_per_s=speed)
+        for row, speed in (('tiny', '5'), ('tiny', '7.5'), ('ss2d', '2'))
     ]
-    cells = [[*cell, '2.14', 'command'] for cell in cells]
-    path = tmp_path / 'speed.csv'
-    write_rows(path, files.SPEEDS, cells)
+
+    def write(rows):
+        cells = ([row[name] for name in files.SPEEDS] for row in rows)
+        write_rows(tmp_path / 'speed.csv', files.SPEEDS, cells)
+
+    write(measured)
     assert files.speeds(tmp_path) == (dict(tiny=7.5, ss2d=2.0), 'a CPU')
-    cells[0][9] = 'a GPU'
-    write_rows(path, files.SPEEDS, cells)
-    with pytest.raises(ValueError, match="several devices: .'a CPU', 'a GPU'"):
+    for key, value in (('device', 'a GPU'), ('size', '224'), ('batch', '1')):
+        write([*measured, measured[0] | {key: value}])
+        with pytest.raises(ValueError, match=f'must have one {key}'):
+            files.speeds(tmp_path)
+    write([row | dict(phase='training') for row in measured])
+    with pytest.raises(ValueError, match='inference.*, got training'):
+        files.speeds(tmp_path)
+    write([])
+    with pytest.raises(ValueError, match='has no rows'):
         files.speeds(tmp_path)
 
 

@@ -16,6 +16,8 @@ SPEEDS = (
     *('model', 'mode', 'phase', 'batch', 'size', 'dtype', 'images_per_s'),
     *('ms', 'peak_gib', 'device', 'torch', 'command'),
 )
+# One value for all, and which if it matters.
+SAME = dict(phase='inference', size='128', batch=None, dtype=None, device=None)
 
 
 def scores(folder, task):
@@ -62,21 +64,27 @@ def fields(folder):
 
 
 def speeds(folder):
-    """Images/s of each classifier by row, in its fastest mode.
+    """Images/s of each classifier in its fastest mode, by row; the device.
 
     Raises:
-        ValueError: If they were not measured on one device.
+        ValueError: If they were not all measured in the same way.
     """
     path = folder / 'speed.csv'
     measured = read_rows(path, SPEEDS, ('images_per_s',))
-    devices = {row['device'] for row in measured}
-    if len(devices) > 1:
-        raise ValueError(f'{path} has several devices: {sorted(devices)}')
+    if not measured:
+        raise ValueError(f'{path} has no rows')
+    for key, wanted in SAME.items():
+        found = sorted({row[key] for row in measured})
+        if len(found) > 1 or wanted not in (None, *found):
+            raise ValueError(
+                f'{path} must have one {key}{f" ({wanted})" if wanted else ""}'
+                f', got {", ".join(found)}'
+            )
     best = {}
     for row in measured:
         name, speed = Path(row['model']).stem, float(row['images_per_s'])
         best[name] = max(speed, best.get(name, 0))
-    return best, *devices
+    return best, measured[0]['device']
 
 
 def last_loss(folder, task, row, seed):
