@@ -116,6 +116,7 @@ def prepare_config(args):
             scale_learning_rate(cfg)
         values.check_values(cfg)
         values.check_schedule(cfg)
+        values.check_best_checkpoints(cfg)
         checks.choose_precision(cfg)
         checks.check_outputs(cfg)
         classes.check_classes(cfg)

@@ -60,6 +60,10 @@ def check_arguments(
     except argparse.ArgumentTypeError as error:
         parser.error(f'argument {config}: {error}')
     check_options(parser, args.cfg_options)
+    # The argument would take the option's place in silence.
+    given = [pair.partition('=')[0] for pair in args.cfg_options]
+    if 'launcher' in given and hasattr(args, 'launcher'):
+        parser.error('argument --cfg-options: launcher: give --launcher')
 
 
 def check_options(

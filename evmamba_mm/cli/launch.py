@@ -63,8 +63,6 @@ def read_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with checks.errors_in_a_line():
         cfg = load_config(args.config, args.cfg_options)
-        if 'launcher' in parse_options(args.cfg_options):
-            raise ValueError('launcher: give --launcher, not --cfg-options')
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

@@ -156,11 +156,8 @@ def check_values(cfg: Config) -> None:
     check_checkpoint_hook(cfg)
 
 
-def check_schedule(cfg: Config) -> None:
-    """Warn of what would come to nothing, or end before or after the training.
-
-    Another length of the training leaves the schedules as they are.
-    """
+def check_best_checkpoints(cfg: Config) -> None:
+    """Warn of best checkpoints that no validation can choose."""
     best = value_at(cfg, 'default_hooks.checkpoint.save_best')
     if best is not None and cfg.get('val_cfg') is None:
         logger.warning(
@@ -168,6 +165,13 @@ def check_schedule(cfg: Config) -> None:
             'val_cfg: no best checkpoint will be saved',
             best,
         )
+
+
+def check_schedule(cfg: Config) -> None:
+    """Warn of schedules that end before the training, or after it.
+
+    Another length of the training leaves them as they are.
+    """
     key = 'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters'
     by_epoch, length = key == 'max_epochs', cfg.train_cfg.get(key)
     given = cfg.get('param_scheduler') or []

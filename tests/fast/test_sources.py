@@ -1,4 +1,4 @@
-"""Edits of a forward's source, which the kernels do not follow."""
+"""Edits of the layers' source, which the kernels do not follow."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from torch import nn
 from evmamba_mm import layers
 from evmamba_mm.fast import difference, sources, standard
 from evmamba_mm.fast.parts import KINDS
-from evmamba_mm.layers import ScanMixer
+from evmamba_mm.layers import ES2D, SS2D, ScanMixer
 
 from .changes import BLOCKS, built, input_of, odd
 
@@ -66,6 +66,13 @@ def test_edits_beside_a_forward_are_seen(name, old, new, monkeypatch):
         sources, 'source', lambda asked: edited if asked == name else None
     )
     assert sources.edited_source() == f'layers/{name}.py'
+
+
+@pytest.mark.parametrize('kind', [ES2D, SS2D])
+def test_a_forward_that_a_mixer_has_of_its_own(kind, monkeypatch):
+    block, x = built('evss'), input_of('evss')
+    monkeypatch.setattr(kind, 'forward', ScanMixer.scan)
+    assert difference(block, x) == f'{kind.__name__} has a patched forward'
 
 
 def test_code_that_a_notebook_reloads_into_a_function(monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from evmamba_mm.benchmark.rows import COLUMNS
 from evmamba_mm.csv_files import write_rows
 
 from ..tools.test_train_test import TOOLS
@@ -222,16 +223,16 @@ def test_a_damaged_file_fills_no_page(
 
 def test_speeds_are_measured_in_one_way(room, tmp_path):
     files = room('evidence.files')
-    same = dict.fromkeys(files.SPEEDS, 'x')
-    same |= dict(phase='inference', size='128', device='a CPU')
+    same = dict.fromkeys(COLUMNS, 'x')
+    same |= dict(phase='inference', size='128', device='a CPU', ms='1')
     measured = [
         same | dict(model=f'config:a/{row}.py', images_per_s=speed)
         for row, speed in (('tiny', '5'), ('tiny', '7.5'), ('ss2d', '2'))
     ]
 
     def write(rows):
-        cells = ([row[name] for name in files.SPEEDS] for row in rows)
-        write_rows(tmp_path / 'speed.csv', files.SPEEDS, cells)
+        cells = ([row[name] for name in COLUMNS] for row in rows)
+        write_rows(tmp_path / 'speed.csv', COLUMNS, cells)
 
     write(measured)
     assert files.speeds(tmp_path) == (dict(tiny=7.5, ss2d=2.0), 'a CPU')

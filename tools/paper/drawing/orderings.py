@@ -3,24 +3,17 @@
 import statistics
 
 from evidence import files
-from evidence.claims import values_of
 
 from . import style
 
 
 def draw(output, folder):
     """Draws every row that was trained, the best one at the top."""
-    scores = files.scores(folder, 'tin50')
-    known = files.rows(folder)
-    values = {name: list(values_of(scores, name).values()) for name in known}
+    known, values = files.rows(folder), files.top1(folder)
     rows = sorted(
-        (row for row in known.values() if values[row['row']]),
+        (known[row] for row in values),
         key=lambda row: statistics.mean(values[row['row']]),
     )
-    if not rows:
-        raise ValueError(
-            f'{folder / "tin50.csv"} has no score of a row in rows.csv'
-        )
     height = 0.7 + 0.3 * len(rows)
     with style.canvas(height, output) as figure:
         here, paper = figure.subplots(1, 2, sharey=True)

@@ -123,8 +123,11 @@ def show_objects(axis, path, objects, name):
         if mask is None:
             axis.add_patch(
                 Rectangle(
-                    *((x, y), width, height),
-                    **dict(fill=False, edgecolor=colour, linewidth=0.9),
+                    (x, y),
+                    *(width, height),
+                    fill=False,
+                    edgecolor=colour,
+                    linewidth=0.9,
                 )
             )
         else:

@@ -3,7 +3,6 @@
 import statistics
 
 from evidence import files
-from evidence.claims import values_of
 
 from . import style
 from .labels import place_labels
@@ -18,15 +17,8 @@ TICKS = [x * 10**n for n in range(-2, 6) for x in (1, 2, 5)]
 
 def draw(output, folder):
     """Draws the mean of each row, with the spread of its seeds."""
-    scores = files.scores(folder, 'tin50')
-    rows = files.rows(folder)
+    rows, values = files.rows(folder), files.top1(folder)
     speeds, device = files.speeds(folder)
-    values = {row: list(values_of(scores, row).values()) for row in rows}
-    values = {row: seeds for row, seeds in values.items() if seeds}
-    if not values:
-        raise ValueError(
-            f'{folder / "tin50.csv"} has no score of a row in rows.csv'
-        )
     flops = {row: float(each['gflops']) for row, each in rows.items()}
     with style.canvas(4.4, output) as figure:
         axes = figure.subplots(1, 2, sharey=True)
@@ -35,10 +27,10 @@ def draw(output, folder):
         axes[1].set_xlabel(f'images/s at 128x128, {device}')
         named = []
         for axis, places in zip(axes, (flops, speeds), strict=True):
-            kept = [row for row in values if row in places]
             points = {
-                row: (places[row], statistics.mean(values[row]))
-                for row in kept
+                row: (places[row], statistics.mean(seeds))
+                for row, seeds in values.items()
+                if row in places
             }
             show(axis, values, points)
             named.append((axis, points))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from evmamba_mm.csv_files import read_rows
 
+from .claims import values_of
 from .scores import json_lines, read
 
 ROWS = ('row', 'name', 'blocks', 'paper', 'source', 'gflops', 'mparams')
@@ -11,10 +12,6 @@ CLAIMS = ('claim', 'better', 'worse', 'source')
 FIELDS = (
     *('row', 'seed', 'images', 'outside_quarter', 'area_of_90'),
     *('device', 'torch', 'commit'),
-)
-SPEEDS = (
-    *('model', 'mode', 'phase', 'batch', 'size', 'dtype', 'images_per_s'),
-    *('ms', 'peak_gib', 'device', 'torch', 'command'),
 )
 # One value for all, and which if it matters.
 SAME = dict(phase='inference', size='128', batch=None, dtype=None, device=None)
@@ -30,6 +27,22 @@ def rows(folder):
     path = folder / 'rows.csv'
     found = read_rows(path, ROWS, ('gflops', 'mparams'))
     return {row['row']: row for row in found}
+
+
+def top1(folder):
+    """Top-1 of each row that was trained, a list over its seeds.
+
+    Raises:
+        ValueError: If none was.
+    """
+    found = scores(folder, 'tin50')
+    values = {row: [*values_of(found, row).values()] for row in rows(folder)}
+    values = {row: seeds for row, seeds in values.items() if seeds}
+    if not values:
+        raise ValueError(
+            f'{folder / "tin50.csv"} has no score of a row in rows.csv'
+        )
+    return values
 
 
 def claims(folder):
@@ -69,8 +82,10 @@ def speeds(folder):
     Raises:
         ValueError: If they were not all measured in the same way.
     """
+    from evmamba_mm.benchmark import rows as benchmark
+
     path = folder / 'speed.csv'
-    measured = read_rows(path, SPEEDS, ('images_per_s',))
+    measured = benchmark.read(path)
     if not measured:
         raise ValueError(f'{path} has no rows')
     for key, wanted in SAME.items():
@@ -80,10 +95,10 @@ def speeds(folder):
                 f'{path} must have one {key}{f" ({wanted})" if wanted else ""}'
                 f', got {", ".join(found)}'
             )
-    best = {}
-    for row in measured:
-        name, speed = Path(row['model']).stem, float(row['images_per_s'])
-        best[name] = max(speed, best.get(name, 0))
+    best = {
+        Path(row['model']).stem: float(row['images_per_s'])
+        for row in benchmark.best(measured)
+    }
     return best, measured[0]['device']
 
 
