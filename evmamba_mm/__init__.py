@@ -28,6 +28,7 @@ from .hooks import (  # noqa: E402
     SignalHook,
 )
 from .optim import (  # noqa: E402
+    FlatDistributedDataParallel,
     ForeachExponentialMovingAverage,
     GroupedOptimWrapperConstructor,
     LayerDecayOptimWrapperConstructor,
@@ -50,6 +51,7 @@ __all__ = [
     'DeferredRuntimeInfoHook',
     'EfficientVMamba',
     'ExactResumeHook',
+    'FlatDistributedDataParallel',
     'ForeachExponentialMovingAverage',
     'GroupedOptimWrapperConstructor',
     'LoadResizedCrop',

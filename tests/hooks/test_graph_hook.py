@@ -302,14 +302,13 @@ def launch(*arguments):
     not torch.cuda.is_available() or torch.cuda.device_count() < 2,
     reason='needs two GPUs',
 )
-def test_two_processes_train_the_same_with_graphs(tmp_path):
+@pytest.mark.parametrize('wrapper', [[], ['--flat']], ids=['usual', 'flat'])
+def test_two_processes_train_the_same_with_graphs(tmp_path, wrapper):
     pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
-    ranks = {
-        name: launch(tmp_path / name, *options)
-        for name, options in (('plain', []), ('graphed', ['--hook']))
-    }
-    assert [line['rank'] for line in ranks['graphed']] == [0, 1]
-    for plain, graphed in zip(ranks['plain'], ranks['graphed'], strict=True):
+    plainly = launch(tmp_path / 'plain')
+    ranks = launch(tmp_path / 'graphed', '--hook', *wrapper)
+    assert [line['rank'] for line in ranks] == [0, 1]
+    for plain, graphed in zip(plainly, ranks, strict=True):
         assert plain['replays'] == 0
         # Of five samples a process, a batch is full and one is single; the
         # full one of the first epoch is watched.
@@ -320,7 +319,7 @@ def test_two_processes_train_the_same_with_graphs(tmp_path):
             [torch.tensor(w) for w in plain['weights'].values()],
             'fp32',
         )
-    first, second = ranks['graphed']
+    first, second = ranks
     for name, weight in first['weights'].items():
         if 'running' not in name:
             assert weight == second['weights'][name], name

@@ -118,6 +118,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('folder')
     parser.add_argument('--hook', action='store_true')
+    parser.add_argument('--flat', action='store_true')
     args = parser.parse_args()
     replays = []
     plain = torch.cuda.CUDAGraph.replay
@@ -130,6 +131,8 @@ def main():
     hooks = [dict(type='CUDAGraphHook', repeats=1)] if args.hook else []
     cfg = config(args.folder, 'fp32', hooks)
     cfg.launcher = 'pytorch'
+    if args.flat:
+        cfg.model_wrapper_cfg = dict(type='FlatDistributedDataParallel')
     losses, _, state = train(cfg)
     print(
         json.dumps(

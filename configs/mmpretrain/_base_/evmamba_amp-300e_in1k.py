@@ -141,6 +141,8 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
+# On several GPUs; a captured backward has all gradients at once.
+model_wrapper_cfg = dict(type='FlatDistributedDataParallel')
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

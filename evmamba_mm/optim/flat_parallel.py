@@ -1,0 +1,128 @@
+"""The gradients of all processes, averaged in one piece.
+
+DistributedDataParallel sends gradients while the backward still computes
+others, and for that copies each into a bucket and back, two launches a
+parameter. A captured backward has all of them at once: nothing is left to
+overlap with, and the copies cost more than the sending.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS
+from torch import Tensor, distributed, nn
+
+from ..arguments import checked
+
+
+class _Row:
+    """Gradients of one dtype and device, one behind the other."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        sizes = [parameter.numel() for parameter in parameters]
+        self.memory = parameters[0].new_zeros(sum(sizes))
+        parts = self.memory.split(sizes)
+        self.gradients = [
+            part.as_strided(p.shape, _strides(p), part.storage_offset())
+            for part, p in zip(parts, parameters, strict=True)
+        ]
+
+    def average(self, group: distributed.ProcessGroup) -> None:
+        """Put the mean of all processes in the place of each gradient."""
+        given = [parameter.grad for parameter in self.parameters]
+        torch._foreach_copy_(self.gradients, given)
+        distributed.all_reduce(self.memory, group=group)
+        self.memory /= group.size()
+        for parameter, gradient in zip(
+            self.parameters, self.gradients, strict=True
+        ):
+            parameter.grad = gradient
+
+
+def _strides(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The parameter's own, as fused optimisers need them, if without gaps."""
+    channels_last = parameter.ndim == 4 and parameter.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    if channels_last or parameter.is_contiguous():
+        return parameter.stride()
+    return parameter.detach().contiguous().stride()
+
+
+@MODEL_WRAPPERS.register_module()
+class FlatDistributedDataParallel(MMDistributedDataParallel):
+    """Averages the gradients after the backward, all of them together.
+
+    For ``model_wrapper_cfg``, in trainings whose backbone is a CUDA graph.
+    The mean is that of :class:`mmengine.model.MMDistributedDataParallel`,
+    and buffers stay those of each process, as a Runner has them by default.
+
+    Args:
+        module: The model.
+        device_ids: Its GPU, None on a CPU.
+
+    Raises:
+        ValueError: If an argument is illegal.
+    """
+
+    @checked
+    def __init__(
+        self, module: nn.Module, device_ids: list[int] | None = None
+    ) -> None:
+        super().__init__(
+            module, device_ids=device_ids, broadcast_buffers=False
+        )
+        rows: dict[tuple, list[nn.Parameter]] = {}
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                key = parameter.dtype, parameter.device
+                rows.setdefault(key, []).append(parameter)
+        self._rows = [_Row(parameters) for parameters in rows.values()]
+
+    def train_step(
+        self, data: dict | tuple | list, optim_wrapper: OptimWrapper
+    ) -> dict[str, Tensor]:
+        """Train with one batch, as the base class.
+
+        Raises:
+            RuntimeError: If a parameter has no gradient.
+        """
+        with optim_wrapper.optim_context(self):
+            # Not while gradients are accumulated.
+            due = self.require_backward_grad_sync
+            data = self.module.data_preprocessor(data, training=True)
+            with self.no_sync():
+                losses = self._run_forward(data, mode='loss')
+        loss, log_vars = self.module.parse_losses(losses)
+        if due:
+            self._average_after_backward(loss)
+        optim_wrapper.update_params(loss)
+        return log_vars
+
+    def _average_after_backward(self, loss: Tensor) -> None:
+        def average() -> None:
+            self._refuse_missing()
+            for row in self._rows:
+                row.average(self.process_group)
+
+        # Gradients are clipped and unscaled once the backward has returned;
+        # the engine calls this before, as it does for torch's own wrappers.
+        engine = torch.autograd.Variable._execution_engine
+        loss.register_hook(lambda _: engine.queue_callback(average))
+
+    def _refuse_missing(self) -> None:
+        parameters = [p for row in self._rows for p in row.parameters]
+        missing = [p for p in parameters if p.grad is None]
+        if not missing:
+            return
+        names = {p: name for name, p in self.module.named_parameters()}
+        raise RuntimeError(
+            f'{len(missing)} parameter(s) have no gradient, the first is '
+            f'{names.get(missing[0])}: freeze what the loss does not depend '
+            'on before the training, or use '
+            "model_wrapper_cfg=dict(type='MMDistributedDataParallel', "
+            'find_unused_parameters=True)'
+        )

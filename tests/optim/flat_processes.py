@@ -1,0 +1,87 @@
+"""Trains a small model in two processes, by both wrappers.
+
+    python -m tests.optim.flat_processes STORE
+
+prints a line of JSON for each training: the losses, and the weights at the
+end, of the first process.
+"""
+
+import json
+import sys
+
+import torch
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from torch import distributed, multiprocessing, nn
+
+from evmamba_mm import FlatDistributedDataParallel
+
+WRAPPERS = dict(
+    usual=MMDistributedDataParallel, flat=FlatDistributedDataParallel
+)
+
+
+class Model(BaseModel):
+    """Weights in two layouts and two dtypes, and one that may go unused."""
+
+    def __init__(self, used=True):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, padding=1).to(
+            memory_format=torch.channels_last
+        )
+        self.transposed = nn.Parameter(torch.randn(5, 4).t())
+        self.wide = nn.Linear(5, 2).double()
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.extra = nn.Parameter(torch.ones(()))
+        self.used = used
+
+    def forward(self, images, mode='tensor'):
+        x = self.convolution(images).mean((2, 3)) @ self.transposed
+        y = self.wide(x.double()).square().mean()
+        return dict(loss=y * self.extra if self.used else y)
+
+
+def train(wrapper, rank, count=1, used=True):
+    torch.manual_seed(0)
+    model = wrapper(Model(used))
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], 0.1, 0.9
+    )
+    optim = OptimWrapper(
+        optimizer, clip_grad=dict(max_norm=0.5), accumulative_counts=count
+    )
+    losses = []
+    generator = torch.Generator().manual_seed(rank)
+    optim.initialize_count_status(model, 0, 6)
+    for _ in range(6):
+        images = torch.randn(2, 3, 8, 8, generator=generator)
+        log = model.train_step(dict(images=images), optim)
+        losses.append(float(log['loss']))
+    flat = torch.cat(
+        [p.detach().double().flatten() for p in model.parameters()]
+    )
+    both = [torch.empty_like(flat) for _ in range(2)]
+    distributed.all_gather(both, flat)
+    assert torch.equal(*both)
+    return losses, flat.tolist()
+
+
+def work(rank, store):
+    distributed.init_process_group(
+        'gloo', init_method=f'file://{store}', rank=rank, world_size=2
+    )
+    for count in (1, 2):
+        for name, wrapper in WRAPPERS.items():
+            found = train(wrapper, rank, count)
+            if rank == 0:
+                print(json.dumps([name, count, *found]), flush=True)
+    try:
+        train(FlatDistributedDataParallel, rank, used=False)
+    except RuntimeError as error:
+        if rank == 0:
+            print(json.dumps(['unused', str(error)]), flush=True)
+    distributed.destroy_process_group()
+
+
+if __name__ == '__main__':
+    multiprocessing.spawn(work, sys.argv[1:], nprocs=2)
