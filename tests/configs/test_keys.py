@@ -26,7 +26,10 @@ from .leaves import LEAVES, load
 
 # Read from the config by the runner or by the hosts' tools, but no argument
 # of the runner.
-READ_ELSEWHERE = {'custom_imports', 'sync_bn', 'tta_model', 'tta_pipeline'}
+READ_ELSEWHERE = {
+    *('custom_imports', 'model_wrapper_cfg', 'sync_bn'),
+    *('tta_model', 'tta_pipeline'),
+}
 # Names that the hosts' bases and ours give to values of their own.
 VARIABLES = {
     'backend_args',

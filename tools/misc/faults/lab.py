@@ -80,6 +80,10 @@ def import_for_all():
     os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'
     import evmamba_mm  # noqa: F401, I001
     import mmpretrain.apis  # noqa: F401
+    import torch
+
+    # A forked process would wait for threads that its parent alone has.
+    torch.set_num_threads(1)
 
 
 def as_script(tool, arguments, folder, log):
@@ -132,13 +136,15 @@ class Laboratory:
 
     def run_apart(self, *command):
         """Runs a command in a process that has imported nothing."""
+        search = [str(self.folder), str(ROOT)]
+        search += filter(None, [os.environ.get('PYTHONPATH')])
         result = subprocess.run(
             list(map(str, command)),
             cwd=self.folder,
             env={
                 **os.environ,
                 'PYTHON': sys.executable,
-                'PYTHONPATH': os.pathsep.join([str(self.folder), str(ROOT)]),
+                'PYTHONPATH': os.pathsep.join(search),
                 'TORCH_ELASTIC_SHUTDOWN_TIMEOUT': '5',
             },
             capture_output=True,

@@ -63,7 +63,7 @@ def show(axis, values, points):
     least, most = min(ends, default=1) / 1.6, max(ends, default=1) * 1.6
     axis.set_xlim(least, most)
     ticks = [tick for tick in TICKS if least < tick < most]
-    axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+    axis.set_xticks(ticks, [f'{tick:,g}' for tick in ticks])
     axis.minorticks_off()
     axis.grid(color='#E4E4E4', linewidth=0.7)
     axis.set_axisbelow(True)

@@ -1,8 +1,9 @@
 """What a training costs on one H200, from measured iterations.
 
-A classifier's iteration is `step * images / 128 + runner`. The step is that of
-tiny, small or base, or for an ablation on the line through tiny and base over
-the FLOPs; the runner's part is that of tiny. Mask R-CNN's is that of tiny, the
+Where a config's own iteration was timed, that is it. Another classifier's is
+`step * images / 128 + runner`: the step is that of tiny, small or base, or for
+an ablation on the line through tiny and base over the FLOPs; the runner's part
+is that of tiny. Another Mask R-CNN's is that of tiny with standard heads, the
 backbone's part in it longer by the ratio of the classifiers' steps.
 """
 
@@ -56,6 +57,12 @@ def ms_of(file, model, mode, phase):
     return float(ms)
 
 
+def timed(name):
+    """Milliseconds of a config's own iteration, None if it was not timed."""
+    rows = read_csv(BENCHMARK / 'h200_iteration.csv')
+    return next((float(r['ms']) for r in rows if r['model'] == name), None)
+
+
 def step(arch, mode='graph'):
     """Forward and backward of 128 images of 224x224, of one run for all."""
     return ms_of('h200_after', f'EfficientVMamba:{arch}', mode, 'training')
@@ -63,8 +70,7 @@ def step(arch, mode='graph'):
 
 def runner():
     """What an iteration of tiny takes besides the model's step."""
-    whole = ms_of('h200_iteration', TINY, 'config', 'iteration')
-    return whole - step('tiny')
+    return timed(TINY) - step('tiny')
 
 
 def flops():
@@ -91,8 +97,6 @@ def classifier(model, arch, batch):
     whole = step(arch) if published else step_on_line(model)
     if not published:
         basis = 'scaled by FLOPs between T and B of h200_after.csv'
-    elif (arch, batch) == ('tiny', MEASURED_BATCH):
-        basis = 'measured: h200_iteration.csv'
     else:
         basis = "model measured: h200_after.csv, Runner's part that of T"
     return whole * batch / MEASURED_BATCH + runner(), basis
@@ -104,8 +108,11 @@ def mask_rcnn(arch, mode):
         ms_of('h200_detection', DETECTOR, mode, phase)
         for phase in ('training step', 'backbone in step')
     )
+    if mode == 'graph':
+        whole = timed(DETECTOR)
     longer = step(arch, mode) / step('tiny', mode)
-    basis = f'scaled from T with standard heads, {mode}: h200_detection.csv'
+    file = 'h200_iteration' if mode == 'graph' else 'h200_detection'
+    basis = f'scaled from T with standard heads, {mode}: {file}.csv'
     return whole + backbone * (longer - 1), basis
 
 
@@ -118,7 +125,10 @@ def cost_of(config):
     if name is None:
         return None
     model, arch, batch = name['model'], name['arch'], int(name['batch'])
-    if name['data'] == 'in1k':
+    ms = timed(Path(config).stem)
+    if ms is not None:
+        basis = 'measured: h200_iteration.csv'
+    elif name['data'] == 'in1k':
         ms, basis = classifier(model, arch, batch)
     elif model.startswith('mask-rcnn'):
         # The sizes of multi-scale images are too many for CUDA graphs.

@@ -57,6 +57,11 @@ def checks():
         model = f'EfficientVMamba:{arch}'
         found = cost.ms_of('h200_peers', model, 'graph', 'training')
         yield f'step of {arch}, another run', 'ms', found, cost.step(arch)
+    for arch, batch in (('small', 128), ('base', 64)):
+        model = f'evmamba-{arch}'
+        measured = cost.timed(f'{model}_16xb{batch}-amp-300e_in1k')
+        predicted, _ = cost.classifier(model, arch, batch)
+        yield f'iteration of {arch}', 'ms', measured, predicted
     scores = files.scores(evidence.FOLDER, 'tin50')
     for row in TIN50_ROWS:
         measured = evidence.gpu_seconds(scores, row)

@@ -35,7 +35,11 @@ BY_HEART = (
     ('overfit', AP50.format('bbox'), 100, 'box AP50'),
     ('overfit', AP50.format('segm'), 100, 'mask AP50'),
 )
-DETECTORS = {'retinanet': 'RetinaNet', 'mask-rcnn': 'Mask R-CNN'}
+DETECTORS = {
+    'retinanet': 'RetinaNet',
+    'mask-rcnn': 'Mask R-CNN',
+    'mask-rcnn_1333x800': 'Mask R-CNN, 1333x800',
+}
 # The first is the row of tin50 that the others are compared with.
 BASE = 'tiny'
 WAYS = {
