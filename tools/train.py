@@ -115,6 +115,7 @@ def prepare_config(args):
         if args.auto_scale_lr:
             scale_learning_rate(cfg)
         values.check_values(cfg)
+        values.check_out_dir(cfg)
         values.check_schedule(cfg)
         values.check_best_checkpoints(cfg)
         checks.choose_precision(cfg)

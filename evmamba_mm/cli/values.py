@@ -7,6 +7,7 @@ import difflib
 import inspect
 import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
+
+from ..whole_files import check_writable
+from .kinds import type_name
 
 logger = logging.getLogger('evmamba_mm')
 SPLITS = ('train', 'val', 'test')
@@ -35,10 +39,11 @@ INTEGERS = {
 }
 # Among them, where 3.0 is 3.
 COUNTS = ('train_cfg', 'default_hooks.checkpoint.interval', 'auto_scale_lr')
+FINITE = sys.float_info.max
 # Where any number is meant.
 NUMBERS = {
-    'optim_wrapper.optimizer.lr': (0, math.inf),
-    'optim_wrapper.optimizer.weight_decay': (0, math.inf),
+    'optim_wrapper.optimizer.lr': (0, FINITE),
+    'optim_wrapper.optimizer.weight_decay': (0, FINITE),
     'optim_wrapper.clip_grad.max_norm': (0, math.inf),
     'env_cfg.dist_cfg.timeout': (0, math.inf),
 }
@@ -115,6 +120,30 @@ def check_values(cfg: Config) -> None:
     Raises:
         ValueError: It names the key, the value and the legal ones.
     """
+    _check_numbers(cfg)
+    for key in SWITCHES:
+        value = value_at(cfg, key)
+        # The libraries take 0 and 1, too.
+        if value not in (True, False, None):
+            raise ValueError(f'{key} must be True or False, got {value!r}')
+    for key in ('data_preprocessor.std', 'model.data_preprocessor.std'):
+        value = value_at(cfg, key)
+        each = value if isinstance(value, list | tuple) else ()
+        if any(isinstance(x, Real) and x <= 0 for x in each):
+            raise ValueError(f'{key} must be above 0, got {value!r}')
+    _check_processes(cfg)
+    level = cfg.get('log_level')
+    if isinstance(level, str) and not isinstance(
+        logging.getLevelName(level), int
+    ):
+        raise ValueError(
+            f'log_level must be one of {", ".join(LOG_LEVELS)}, got {level!r}'
+        )
+    check_checkpoint_hook(cfg)
+    check_compile(cfg)
+
+
+def _check_numbers(cfg: Config) -> None:
     for limits, kind, word in (
         (INTEGERS, Integral, 'an integer'),
         (NUMBERS, Real, 'a number'),
@@ -127,33 +156,26 @@ def check_values(cfg: Config) -> None:
                 legal = value.is_integer()
             if value is None or (legal and least <= value <= most):
                 continue
-            limit = '' if most == math.inf else f' and at most {most}'
+            limits_of = {math.inf: '', FINITE: ', and finite'}
+            limit = limits_of.get(most, f' and at most {most}')
             raise ValueError(
                 f'{key} must be {word} of at least {least}{limit}, got '
                 f'{value!r}'
             )
-    for key in SWITCHES:
-        value = value_at(cfg, key)
-        # The libraries take 0 and 1, too.
-        if value not in (True, False, None):
-            raise ValueError(f'{key} must be True or False, got {value!r}')
-    for key in ('data_preprocessor.std', 'model.data_preprocessor.std'):
-        value = value_at(cfg, key)
-        each = value if isinstance(value, list | tuple) else ()
-        if any(isinstance(x, Real) and x <= 0 for x in each):
-            raise ValueError(f'{key} must be above 0, got {value!r}')
+
+
+def _check_processes(cfg: Config) -> None:
     if cfg.get('sync_bn') not in SYNC_BN:
         raise ValueError(
             f'sync_bn must be one of {SYNC_BN}, got {cfg.sync_bn!r}'
         )
-    level = cfg.get('log_level')
-    if isinstance(level, str) and not isinstance(
-        logging.getLevelName(level), int
-    ):
+    wrapper = type_name(cfg.get('model_wrapper_cfg'))
+    unused = cfg.get('find_unused_parameters')
+    if unused and wrapper == 'FlatDistributedDataParallel':
         raise ValueError(
-            f'log_level must be one of {", ".join(LOG_LEVELS)}, got {level!r}'
+            f'find_unused_parameters must be False with {wrapper}, got '
+            f'{unused!r}; set model_wrapper_cfg=None'
         )
-    check_checkpoint_hook(cfg)
 
 
 def check_best_checkpoints(cfg: Config) -> None:
@@ -220,3 +242,38 @@ def check_checkpoint_hook(cfg: Config) -> None:
             f'default_hooks.checkpoint.{key}: CheckpointHook has no argument '
             f'{key!r}{hint}'
         )
+
+
+def check_out_dir(cfg: Config) -> None:
+    """Refuse a place for checkpoints that none can be written to.
+
+    Raises:
+        ValueError: It names the key and what the system says.
+    """
+    key = 'default_hooks.checkpoint.out_dir'
+    place = value_at(cfg, key)
+    # Addresses are for mmengine's backends.
+    if isinstance(place, str | Path) and '://' not in str(place):
+        try:
+            check_writable(Path(place, 'checkpoint.pth'))
+        except ValueError as error:
+            raise ValueError(f'{key}: {error}') from error
+
+
+def check_compile(cfg: Config) -> None:
+    """Refuse a compiler that torch does not have.
+
+    Raises:
+        ValueError: It names the key and the legal values.
+    """
+    key = 'compile.backend'
+    backend = value_at(cfg, key)
+    if isinstance(backend, str):
+        # Slow to import, and needed by those alone who name one.
+        from torch._dynamo import list_backends
+
+        known = list_backends(exclude_tags=())
+        if backend not in known:
+            raise ValueError(
+                f'{key} must be one of {", ".join(known)}, got {backend!r}'
+            )

@@ -205,3 +205,36 @@ def test_settings_of_groups_of_parameters(package_log):
         checks.check_paramwise(own, nn.Linear(1, 1))
     check(custom_keys=dict(head={}))
     assert "custom_keys has 'head', and no" in package_log.text
+
+
+@pytest.mark.parametrize('name', ['lr', 'weight_decay'])
+def test_infinite_rates(name):
+    key = f'optim_wrapper.optimizer.{name}'
+    with pytest.raises(ValueError, match=f'^{key} .* and finite, got inf'):
+        values.check_values(nested(key, float('inf')))
+    values.check_values(nested('optim_wrapper.clip_grad.max_norm', 1e999))
+
+
+def test_compilers():
+    for legal in (True, dict(backend='inductor'), dict(mode='default')):
+        values.check_values(Config(dict(compile=legal)))
+    with pytest.raises(ValueError, match='^compile.backend must be .*got .x'):
+        values.check_values(Config(dict(compile=dict(backend='x'))))
+
+
+def test_place_for_checkpoints(tmp_path):
+    key = 'default_hooks.checkpoint.out_dir'
+    for legal in (None, str(tmp_path / 'new'), 's3://bucket/run'):
+        values.check_out_dir(nested(key, legal))
+    (tmp_path / 'file').touch()
+    with pytest.raises(ValueError, match=f'^{key}: .* cannot be written'):
+        values.check_out_dir(nested(key, str(tmp_path / 'file')))
+
+
+def test_unused_parameters_with_the_flat_wrapper():
+    wrapper = dict(type='FlatDistributedDataParallel')
+    cfg = Config(dict(find_unused_parameters=True, model_wrapper_cfg=None))
+    values.check_values(cfg)
+    cfg.model_wrapper_cfg = wrapper
+    with pytest.raises(ValueError, match='got True; set model_wrapper_cfg='):
+        values.check_values(cfg)
