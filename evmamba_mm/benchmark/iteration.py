@@ -124,6 +124,8 @@ def build_runner(config, batches, mode, length, folder):
         data_preprocessor=config.get('data_preprocessor'),
         default_hooks=hooks,
         custom_hooks=custom,
+        # A visualizer is found by it, and would write where another one did.
+        experiment_name=Path(folder).name,
         default_scope=config.default_scope,
         env_cfg=config.get('env_cfg', dict(dist_cfg=dict(backend='nccl'))),
         log_level='WARNING',
@@ -199,8 +201,10 @@ class Stopwatch(Hook):
 
 
 def train(config, batches, mode, device, repeats, split):
-    """Milliseconds of each phase, and the memory at the most."""
+    """Milliseconds of each phase, and the memory that it holds."""
     last = WARM_UP + repeats
+    # What an earlier training has left is not of this one.
+    torch.cuda.empty_cache()
     watch = Stopwatch(device, last, split)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -212,7 +216,7 @@ def train(config, batches, mode, device, repeats, split):
             runner.train()
         finally:
             close_log(runner.logger)
-    return watch.milliseconds(), timing.peak_gib(device)
+    return watch.milliseconds(), timing.held_gib(device)
 
 
 def close_log(logger):

@@ -109,3 +109,13 @@ def peak_gib(device: torch.device) -> float | None:
     if device.type != 'cuda':
         return None
     return torch.cuda.max_memory_allocated(device) / 2**30
+
+
+def held_gib(device: torch.device) -> float | None:
+    """Return the GiB that torch holds, those of CUDA graphs among them.
+
+    mmengine's log forgets the peak each time that it is written.
+    """
+    if device.type != 'cuda':
+        return None
+    return torch.cuda.memory_reserved(device) / 2**30

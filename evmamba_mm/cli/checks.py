@@ -257,7 +257,9 @@ def check_outputs(cfg: Config) -> None:
         'model.backbone.out_indices and model.neck.in_channels, and set '
         'model.neck.start_level=0'
     )
-    if cfg.get('launcher', 'none') == 'none' or cfg.get(
+    # mmengine reads the one in a wrapper's config, where there is one.
+    wrapper = cfg.get('model_wrapper_cfg') or cfg
+    if cfg.get('launcher', 'none') == 'none' or wrapper.get(
         'find_unused_parameters'
     ):
         logger.warning(message)

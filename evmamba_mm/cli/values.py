@@ -169,12 +169,16 @@ def _check_processes(cfg: Config) -> None:
         raise ValueError(
             f'sync_bn must be one of {SYNC_BN}, got {cfg.sync_bn!r}'
         )
-    wrapper = type_name(cfg.get('model_wrapper_cfg'))
-    unused = cfg.get('find_unused_parameters')
-    if unused and wrapper == 'FlatDistributedDataParallel':
+    wrapper = cfg.get('model_wrapper_cfg')
+    if type_name(wrapper) != 'FlatDistributedDataParallel':
+        return
+    others = sorted(set(wrapper) - {'type', 'device_ids'})
+    if others or cfg.get('find_unused_parameters'):
         raise ValueError(
-            f'find_unused_parameters must be False with {wrapper}, got '
-            f'{unused!r}; set model_wrapper_cfg=None'
+            f'{(*others, "find_unused_parameters")[0]} has no effect with '
+            "model_wrapper_cfg.type='FlatDistributedDataParallel'; set "
+            'model_wrapper_cfg=None, with find_unused_parameters beside it, '
+            "or use type='MMDistributedDataParallel'"
         )
 
 

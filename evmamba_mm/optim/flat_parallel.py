@@ -88,7 +88,7 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
         """Train with one batch, as the base class.
 
         Raises:
-            RuntimeError: If a parameter has no gradient.
+            RuntimeError: If a parameter has no gradient, or a sparse one.
         """
         with optim_wrapper.optim_context(self):
             # Not while gradients are accumulated.
@@ -115,14 +115,13 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
 
     def _refuse_missing(self) -> None:
         parameters = [p for row in self._rows for p in row.parameters]
-        missing = [p for p in parameters if p.grad is None]
+        missing = [p for p in parameters if p.grad is None or p.grad.is_sparse]
         if not missing:
             return
         names = {p: name for name, p in self.module.named_parameters()}
         raise RuntimeError(
-            f'{len(missing)} parameter(s) have no gradient, the first is '
-            f'{names.get(missing[0])}: freeze what the loss does not depend '
-            'on before the training, or use '
-            "model_wrapper_cfg=dict(type='MMDistributedDataParallel', "
-            'find_unused_parameters=True)'
+            f'{len(missing)} parameter(s) have no gradient, or a sparse one, '
+            f'the first is {names.get(missing[0])}: freeze what the loss does '
+            'not depend on before the training, or use '
+            'model_wrapper_cfg=None and find_unused_parameters=True'
         )

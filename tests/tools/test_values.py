@@ -231,10 +231,15 @@ def test_place_for_checkpoints(tmp_path):
         values.check_out_dir(nested(key, str(tmp_path / 'file')))
 
 
-def test_unused_parameters_with_the_flat_wrapper():
+@pytest.mark.parametrize(
+    'more', [{}, dict(broadcast_buffers=False)], ids=['top', 'in it']
+)
+def test_options_that_the_flat_wrapper_has_not(more):
     wrapper = dict(type='FlatDistributedDataParallel')
+    values.check_values(Config(dict(model_wrapper_cfg=wrapper)))
     cfg = Config(dict(find_unused_parameters=True, model_wrapper_cfg=None))
     values.check_values(cfg)
-    cfg.model_wrapper_cfg = wrapper
-    with pytest.raises(ValueError, match='got True; set model_wrapper_cfg='):
+    cfg.model_wrapper_cfg = wrapper | more
+    key = next(iter(more), 'find_unused_parameters')
+    with pytest.raises(ValueError, match=f'^{key} has no effect with model_w'):
         values.check_values(cfg)

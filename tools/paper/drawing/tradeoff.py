@@ -10,7 +10,7 @@ from .labels import place_labels
 # The model, its ablations, and other architectures.
 PEERS = {'resnet18', 'regnety-800mf', 'pvtv2-b0', 'mobilevit-xs'}
 PEERS |= {'deit-tiny', 'vim-tiny'}
-# The other step sizes lie on the model, as the page says.
+# The other step sizes lie near the model, as the page says.
 UNNAMED = {'step1', 'step3', 'step4'}
 TICKS = [x * 10**n for n in range(-2, 6) for x in (1, 2, 5)]
 
