@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
+from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 
 from ..whole_files import check_writable
@@ -63,6 +64,7 @@ MAPPINGS = (
     *('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg'),
     'optim_wrapper.paramwise_cfg.custom_keys',
     *('default_hooks', 'randomness', 'env_cfg', 'visualizer'),
+    'model_wrapper_cfg',
     *(f'{split}_dataloader' for split in SPLITS),
     *(f'{split}_dataloader.sampler' for split in SPLITS),
     *(f'{split}_cfg' for split in SPLITS),
@@ -169,10 +171,17 @@ def _check_processes(cfg: Config) -> None:
         raise ValueError(
             f'sync_bn must be one of {SYNC_BN}, got {cfg.sync_bn!r}'
         )
-    wrapper = cfg.get('model_wrapper_cfg')
-    if type_name(wrapper) != 'FlatDistributedDataParallel':
+    wrapper = cfg.get('model_wrapper_cfg') or {}
+    kind = wrapper.get('type')
+    if isinstance(kind, str) and MODEL_WRAPPERS.get(kind) is None:
+        near = difflib.get_close_matches(kind, MODEL_WRAPPERS.module_dict, 1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ValueError(f'model_wrapper_cfg.type: there is no {kind!r}{hint}')
+    # A single process has no wrapper.
+    together = cfg.get('launcher', 'none') != 'none'
+    if type_name(wrapper) != 'FlatDistributedDataParallel' or not together:
         return
-    others = sorted(set(wrapper) - {'type', 'device_ids'})
+    others = sorted(set(wrapper) - {'type', 'device_ids', '_scope_'})
     if others or cfg.get('find_unused_parameters'):
         raise ValueError(
             f'{(*others, "find_unused_parameters")[0]} has no effect with '
@@ -256,28 +265,37 @@ def check_out_dir(cfg: Config) -> None:
     """
     key = 'default_hooks.checkpoint.out_dir'
     place = value_at(cfg, key)
-    # Addresses are for mmengine's backends.
-    if isinstance(place, str | Path) and '://' not in str(place):
-        try:
-            check_writable(Path(place, 'checkpoint.pth'))
-        except ValueError as error:
-            raise ValueError(f'{key}: {error}') from error
+    if not isinstance(place, str | Path | None):
+        raise ValueError(f'{key} must be a path, got {place!r}')
+    # Other places are for mmengine's backends.
+    elsewhere = value_at(cfg, 'default_hooks.checkpoint.backend_args')
+    if place is None or elsewhere or '://' in str(place):
+        return
+    try:
+        check_writable(Path(place, 'checkpoint.pth'))
+    except ValueError as error:
+        raise ValueError(f'{key}: {error}') from error
 
 
 def check_compile(cfg: Config) -> None:
-    """Refuse a compiler that torch does not have.
+    """Refuse a compiler, or a mode of it, that torch does not have.
 
     Raises:
         ValueError: It names the key and the legal values.
     """
-    key = 'compile.backend'
-    backend = value_at(cfg, key)
-    if isinstance(backend, str):
-        # Slow to import, and needed by those alone who name one.
+    words = {}
+    # Slow to import, and needed by those alone who name one.
+    if isinstance(value_at(cfg, 'compile.backend'), str):
         from torch._dynamo import list_backends
 
-        known = list_backends(exclude_tags=())
-        if backend not in known:
+        words['compile.backend'] = list_backends(exclude_tags=())
+    if isinstance(value_at(cfg, 'compile.mode'), str):
+        from torch._inductor import list_mode_options
+
+        words['compile.mode'] = [*list_mode_options()]
+    for key, known in words.items():
+        value = value_at(cfg, key)
+        if value not in known:
             raise ValueError(
-                f'{key} must be one of {", ".join(known)}, got {backend!r}'
+                f'{key} must be one of {", ".join(known)}, got {value!r}'
             )

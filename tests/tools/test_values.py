@@ -218,17 +218,31 @@ def test_infinite_rates(name):
 def test_compilers():
     for legal in (True, dict(backend='inductor'), dict(mode='default')):
         values.check_values(Config(dict(compile=legal)))
-    with pytest.raises(ValueError, match='^compile.backend must be .*got .x'):
-        values.check_values(Config(dict(compile=dict(backend='x'))))
+    for key in ('backend', 'mode'):
+        with pytest.raises(ValueError, match=f'^compile.{key} must .*got .x'):
+            values.check_values(Config(dict(compile={key: 'x'})))
 
 
 def test_place_for_checkpoints(tmp_path):
     key = 'default_hooks.checkpoint.out_dir'
     for legal in (None, str(tmp_path / 'new'), 's3://bucket/run'):
         values.check_out_dir(nested(key, legal))
+    with pytest.raises(ValueError, match=f'^{key} must be a path, got 3'):
+        values.check_out_dir(nested(key, 3))
     (tmp_path / 'file').touch()
+    cfg = nested(key, str(tmp_path / 'file'))
     with pytest.raises(ValueError, match=f'^{key}: .* cannot be written'):
-        values.check_out_dir(nested(key, str(tmp_path / 'file')))
+        values.check_out_dir(cfg)
+    cfg.default_hooks.checkpoint.backend_args = dict(backend='petrel')
+    values.check_out_dir(cfg)
+
+
+def test_wrappers_of_the_model():
+    with pytest.raises(ValueError, match='FlatDistributedDataParallel.\\?$'):
+        wrapper = dict(type='FlatDistributedDataParalel')
+        values.check_values(Config(dict(model_wrapper_cfg=wrapper)))
+    with pytest.raises(ValueError, match='^model_wrapper_cfg must be a dict'):
+        values.check_sections(Config(dict(model_wrapper_cfg='x')), ())
 
 
 @pytest.mark.parametrize(
@@ -240,6 +254,9 @@ def test_options_that_the_flat_wrapper_has_not(more):
     cfg = Config(dict(find_unused_parameters=True, model_wrapper_cfg=None))
     values.check_values(cfg)
     cfg.model_wrapper_cfg = wrapper | more
+    # One process alone has no wrapper.
+    values.check_values(cfg)
+    cfg.launcher = 'pytorch'
     key = next(iter(more), 'find_unused_parameters')
     with pytest.raises(ValueError, match=f'^{key} has no effect with model_w'):
         values.check_values(cfg)

@@ -3,7 +3,8 @@
 An object that no anchor overlaps enough is a positive of none, and the dense
 head never learns to propose it. Prints, for the training data of each config
 at the size that it tests images at, how many objects have an anchor, and the
-AP50 of a detector that finds exactly these.
+AP50 of a detector that finds exactly these: its recall, averaged over the
+classes.
 """
 
 import argparse
@@ -39,11 +40,13 @@ class Anchors:
     def __init__(self, model):
         from mmdet.registry import TASK_UTILS
 
+        from evmamba_mm.cli.kinds import type_name
+
         head = model.get('rpn_head') or model.get('bbox_head') or {}
         settings = model.get('train_cfg') or {}
         settings = settings.get('rpn') or settings
         assigner = settings.get('assigner') or {}
-        if assigner.get('type') not in ASSIGNERS or not head.get(
+        if type_name(assigner) not in ASSIGNERS or not head.get(
             'anchor_generator'
         ):
             raise ValueError(
@@ -52,6 +55,7 @@ class Anchors:
             )
         self.generator = TASK_UTILS.build(head['anchor_generator'])
         self.assigner = TASK_UTILS.build(assigner)
+        self.border = settings.get('allowed_border', -1)
 
     def have(self, boxes, labels, height, width):
         """Whether each object of an image of this size has an anchor."""
@@ -66,6 +70,11 @@ class Anchors:
             for x, y in self.generator.strides
         ]
         anchors = torch.cat(self.generator.grid_priors(maps, device='cpu'))
+        if self.border >= 0:
+            x0, y0, x1, y1 = anchors.T
+            inside = torch.minimum(x0, y0) >= -self.border
+            inside &= x1 < width + self.border
+            anchors = anchors[inside & (y1 < height + self.border)]
         objects = InstanceData(bboxes=boxes, labels=labels)
         assigned = self.assigner.assign(InstanceData(priors=anchors), objects)
         owners = assigned.gt_inds[assigned.gt_inds > 0] - 1
@@ -107,10 +116,12 @@ def counts(cfg):
     """
     from mmdet.registry import DATASETS
 
+    from evmamba_mm.cli.kinds import type_name
+
     anchors = Anchors(cfg.model)
     scale = tested_scale(cfg)
     settings = cfg.train_dataloader.dataset
-    if settings.get('type') != 'CocoDataset':
+    if type_name(settings) != 'CocoDataset':
         raise ValueError(
             'train_dataloader.dataset.type must be CocoDataset, got '
             f'{settings.get("type")!r}'
@@ -138,8 +149,10 @@ def main(argv=None):
             cfg = load_config(path)
             with contextlib.redirect_stdout(io.StringIO()):
                 every, owned = in_mmdet(cfg)
-        except (ImportError, OSError, ValueError) as error:
-            print(f'error: {path}: {error}', file=sys.stderr)
+        except Exception as error:
+            # Whatever a mistake in one config raises, the others follow.
+            kind = type(error).__name__
+            print(f'error: {path}: {kind}: {error}', file=sys.stderr)
             failed = True
             continue
         # A detector that makes no mistake has the recall as its AP.

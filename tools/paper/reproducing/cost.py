@@ -111,8 +111,10 @@ def mask_rcnn(arch, mode):
     if mode == 'graph':
         whole = timed(DETECTOR)
     longer = step(arch, mode) / step('tiny', mode)
-    file = 'h200_iteration' if mode == 'graph' else 'h200_detection'
-    basis = f'scaled from T with standard heads, {mode}: {file}.csv'
+    files = 'h200_detection.csv'
+    if mode == 'graph':
+        files = f'h200_iteration.csv, {files}'
+    basis = f'scaled from T with standard heads, {mode}: {files}'
     return whole + backbone * (longer - 1), basis
 
 
