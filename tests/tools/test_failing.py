@@ -37,9 +37,13 @@ from .test_train_test import run
             r"optim_wrapper \(OptimWrapper\) fails: .* argument 'max_nrm'",
         ),
         (
+            'default_hooks.checkpoint.filename_tmpl=5',
+            r'default_hooks\.checkpoint \(CheckpointHook\) fails: .* .format. '
+            r'\(\w+\.py, line \d+; .*\)\. It has .*filename_tmpl=5',
+        ),
+        (
             'default_hooks.checkpoint.out_dir=5',
-            r'default_hooks\.checkpoint \(CheckpointHook\) fails: assert .*'
-            r'\(\w+\.py, line \d+; .*\)\. It has .*out_dir=5',
+            'default_hooks.checkpoint.out_dir must be a path, got 5',
         ),
         (
             'train_dataloader.sampler.shuffle=x',
@@ -199,3 +203,15 @@ def test_memory_of_the_gpu():
     with pytest.raises(SystemExit, match='error: the GPU has too little memo'):
         with launch.run_in_lines(Config(dict(work_dir='none'))):
             raise torch.OutOfMemoryError('CUDA out of memory.\nTried')
+
+
+def checked_size(size):
+    # pytest would give the assertion a message.
+    if not size > 0:
+        raise AssertionError
+
+
+def test_an_error_without_a_message_is_told_by_its_code():
+    with pytest.raises(AssertionError) as caught:
+        checked_size(-1)
+    assert failing.said_of(caught.value) == 'raise AssertionError'
