@@ -25,9 +25,11 @@ class _Row:
         sizes = [parameter.numel() for parameter in parameters]
         self.memory = parameters[0].new_zeros(sum(sizes))
         parts = self.memory.split(sizes)
+        # Fused optimisers need the layout of the parameter.
+        layouts = [torch.empty_like(p, device='meta') for p in parameters]
         self.gradients = [
-            part.as_strided(p.shape, _strides(p), part.storage_offset())
-            for part, p in zip(parts, parameters, strict=True)
+            part.as_strided(x.shape, x.stride(), part.storage_offset())
+            for part, x in zip(parts, layouts, strict=True)
         ]
 
     def average(self, group: distributed.ProcessGroup) -> None:
@@ -40,16 +42,6 @@ class _Row:
             self.parameters, self.gradients, strict=True
         ):
             parameter.grad = gradient
-
-
-def _strides(parameter: nn.Parameter) -> tuple[int, ...]:
-    """The parameter's own, as fused optimisers need them, if without gaps."""
-    channels_last = parameter.ndim == 4 and parameter.is_contiguous(
-        memory_format=torch.channels_last
-    )
-    if channels_last or parameter.is_contiguous():
-        return parameter.stride()
-    return parameter.detach().contiguous().stride()
 
 
 @MODEL_WRAPPERS.register_module()

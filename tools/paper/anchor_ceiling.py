@@ -129,13 +129,24 @@ def counts(cfg):
     dataset = DATASETS.build(dict(settings, pipeline=[]))
     every, owned = Counter(), Counter()
     for i in range(len(dataset)):
-        image = objects_of(dataset.get_data_info(i), *scale)
-        every.update(image[1].tolist())
-        if len(image[1]):
-            owned.update(image[1][anchors.have(*image)].tolist())
+        boxes, labels, *sides = objects_of(dataset.get_data_info(i), *scale)
+        every.update(labels.tolist())
+        if len(labels):
+            found = anchors.have(boxes, labels, *sides)
+            owned.update(labels[found].tolist())
     if not every:
         raise ValueError('the training data have no object')
     return every, owned
+
+
+def in_mmdet(cfg):
+    from mmengine.registry import DefaultScope
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        import mmdet.datasets
+        import mmdet.models  # noqa: F401
+
+        return counts(cfg)
 
 
 def main(argv=None):
@@ -162,16 +173,6 @@ def main(argv=None):
             f'AP50 {ap50:.1%} with exactly these'
         )
     return 2 if failed else 0
-
-
-def in_mmdet(cfg):
-    from mmengine.registry import DefaultScope
-
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        import mmdet.datasets
-        import mmdet.models  # noqa: F401
-
-        return counts(cfg)
 
 
 if __name__ == '__main__':
