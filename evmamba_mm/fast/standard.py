@@ -5,9 +5,10 @@ A call checks all of a block only if it has changed since the last check.
 
 import operator
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from types import BuiltinFunctionType, SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
@@ -33,6 +34,14 @@ _METHODS = [
     for name in ('__call__', *_METHOD_NAMES)
     if name in kind.__dict__ or name in ('__call__', 'forward')
 ] + [(nn.Module, '_call_impl')]
+# What the modules call in turn. Counters of FLOPs, for one, replace these.
+_METHODS += [
+    (F, name)
+    for name in (
+        *('adaptive_avg_pool2d', 'batch_norm', 'conv2d', 'gelu'),
+        *('layer_norm', 'linear', 'pad', 'relu', 'silu'),
+    )
+]
 # Reads all of them in one call.
 _CLASSES = SimpleNamespace(**{f'{id(kind)}': kind for kind, _ in _METHODS})
 _methods = operator.attrgetter(
@@ -47,7 +56,10 @@ def _is_home(method: Callable, *homes: str) -> bool:
 
 # None where somebody has patched a method before this import.
 _ORIGINALS = tuple(
-    method if _is_home(method, 'torch.nn.', layers.__name__) else None
+    method
+    if isinstance(method, BuiltinFunctionType)
+    or _is_home(method, 'torch.nn.', layers.__name__)
+    else None
     for method in _methods(_CLASSES)
 )
 # Tools that reload edited files put new code into the old functions.

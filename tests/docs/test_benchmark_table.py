@@ -48,9 +48,9 @@ def test_every_table_is_checked(page):
     assert marks == len(TABLES[page])
 
 
-def shown(mark):
+def shown(mark, page='docs/kernels.md'):
     block = re.compile(rf'<!-- {mark} -->\n(.*?)<!-- /{mark} -->', re.DOTALL)
-    (text,) = block.findall((ROOT / 'docs/kernels.md').read_text())
+    (text,) = block.findall((ROOT / page).read_text())
     return [
         [cell.strip() for cell in line.strip('|').split('|')]
         for line in text.splitlines()
@@ -81,3 +81,24 @@ def test_before_and_after_are_those_of_the_files():
         assert [old, new] == [f'{speed:,.0f}' for speed in speeds]
         assert ratio == f'{speeds[1] / speeds[0]:.2f}'
         assert peaks == [f'{float(p[key]["peak_gib"]):.2f}' for p in measured]
+
+
+def test_two_gpus_are_those_of_the_file():
+    head, *lines = rows('h200_two_gpus.csv')
+    runs = {}
+    for line in lines:
+        run = dict(zip(head, line, strict=True))
+        runs.setdefault(run['model_wrapper_cfg'], []).append(run)
+    alone = [float(run['images_per_s']) for run in runs['']]
+    speed = sum(alone) / len(alone)
+    made = [
+        [
+            ', '.join(run['ms'] for run in same),
+            ', '.join(
+                f'{float(run["images_per_s"]) / speed:.2f}' for run in same
+            ),
+        ]
+        for same in runs.values()
+    ]
+    _, *table = shown('two-gpus', 'docs/graphs.md')
+    assert sorted(cells for _, *cells in table) == sorted(made)

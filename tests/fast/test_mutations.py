@@ -6,6 +6,7 @@ from types import MethodType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -348,6 +349,36 @@ def test_a_patched_class_runs_by_its_modules(
         assert_same(seen(built(kind), x, by_block('auto')), expected)
         assert not is_same(expected, before)
     assert len(kernels) == 0
+
+
+@pytest.mark.parametrize(
+    'name,kind',
+    [
+        ('adaptive_avg_pool2d', 'inverted'),
+        ('batch_norm', 'evss'),
+        ('conv2d', 'stem'),
+        ('gelu', 'evss'),
+        ('layer_norm', 'norm'),
+        ('linear', 'merging'),
+        ('pad', 'merging'),
+        ('relu', 'inverted'),
+        ('silu', 'ss2d'),
+    ],
+)
+def test_a_patched_function_of_torch_is_called(
+    kernels, monkeypatch, name, kind
+):
+    """Counters of FLOPs replace these functions."""
+    original = getattr(F, name)
+    x = input_of(kind)
+    unchanged = seen(built(kind), x, by_block(False))
+    monkeypatch.setattr(F, name, lambda *a, **k: odd(original(*a, **k)))
+    expected = seen(built(kind), x, by_block(False))
+    assert_same(seen(built(kind), x, by_block('auto')), expected)
+    assert not is_same(expected, unchanged)
+    assert len(kernels) == 0
+    why = f'torch.nn.functional has a patched {name}'
+    assert difference(built(kind), x) == why
 
 
 @pytest.mark.parametrize('kind', ['evss', 'inverted', 'norm'])

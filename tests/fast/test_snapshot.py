@@ -142,7 +142,12 @@ def test_a_change_after_a_check_is_found(name):
 
 @pytest.mark.parametrize(
     'owner,name',
-    [(nn.Module, '_call_impl'), (nn.GELU, 'forward'), (ES2D, 'scan')],
+    [
+        (nn.Module, '_call_impl'),
+        (nn.GELU, 'forward'),
+        (ES2D, 'scan'),
+        (nn.functional, 'linear'),
+    ],
     ids=lambda x: getattr(x, '__name__', x),
 )
 def test_a_class_patched_after_a_check(monkeypatch, owner, name):

@@ -15,8 +15,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-# mmdet's `pad_size_divisor` of feature pyramids.
-PADDED_TO = 32
 ASSIGNERS = ('MaxIoUAssigner', 'VectorizedMaxIoUAssigner')
 
 
@@ -56,15 +54,16 @@ class Anchors:
         self.generator = TASK_UTILS.build(head['anchor_generator'])
         self.assigner = TASK_UTILS.build(assigner)
         self.border = settings.get('allowed_border', -1)
+        preprocessor = model.get('data_preprocessor') or {}
+        self.divisor = preprocessor.get('pad_size_divisor', 1)
 
     def have(self, boxes, labels, height, width):
         """Whether each object of an image of this size has an anchor."""
         import torch
         from mmengine.structures import InstanceData
 
-        padded = [
-            math.ceil(x / PADDED_TO) * PADDED_TO for x in (height, width)
-        ]
+        divisor = self.divisor
+        padded = [math.ceil(x / divisor) * divisor for x in (height, width)]
         maps = [
             (math.ceil(padded[0] / y), math.ceil(padded[1] / x))
             for x, y in self.generator.strides
