@@ -1,6 +1,7 @@
 import logging
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,18 @@ def no_default_scope():
     DefaultScope._instance_dict.clear()
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def as_many_threads_anywhere():
+    """What one thread sets, torch also gives to all that start later.
+
+    Another number rounds otherwise, so tests of other modules would fail.
+    """
+    yield
+    with ThreadPoolExecutor(1) as later:
+        number = later.submit(torch.get_num_threads).result()
+    assert number == torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True)

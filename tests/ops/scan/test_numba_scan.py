@@ -28,9 +28,14 @@ TOLERANCE = 2e-6
 
 
 @pytest.fixture(params=[1, 2], ids=['one-thread', 'two-threads'])
-def threads(request):
-    before = torch.get_num_threads()
+def threads(request, threads_kept):
     torch.set_num_threads(request.param)
+
+
+@pytest.fixture
+def threads_kept():
+    """What any thread sets is also for all threads that start later."""
+    before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
@@ -157,7 +162,7 @@ def test_operators_tell_their_shapes():
     torch.library.opcheck(ops.ss2d_scan_numba, (x, *p, [0, 3, 2, 1]))
 
 
-def test_callers_in_two_threads_do_not_meet():
+def test_callers_in_two_threads_do_not_meet(threads_kept):
     a = scan_arguments(2, 2, 48, 8, 200, dtype=torch.float32)
     expected = numba_scan.scan_numba(**a, delta_softplus=True)
     results = []
