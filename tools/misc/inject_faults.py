@@ -53,12 +53,12 @@ def run_all(args, folder, tally):
 
     lab.import_for_all()
     laboratory = lab.Laboratory(folder, args.seed)
-    whole, seconds = trainings.train_whole(laboratory)
+    whole, seconds, learning = trainings.train_whole(laboratory)
     if args.files != []:
         files.give_broken_files(laboratory, tally, args.files)
         files.write_results(laboratory, tally)
     trainings.kill_trainings(laboratory, tally, whole, seconds, args.kills)
-    trainings.send_signals(laboratory, tally, whole, seconds, args.signals)
+    trainings.send_signals(laboratory, tally, whole, learning, args.signals)
     trainings.share_a_folder(laboratory, tally, args.pairs)
     trainings.lose_a_process(laboratory, tally, args.pairs)
 
