@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .arguments import checked
 from .backbones import EfficientVMamba
-from .fast.standard import is_untouched
+from .fast.standard import change_of
 from .layers import DropPath, EVSSBlock, InvertedResidual
 
 _logger = logging.getLogger('evmamba_mm')
@@ -21,7 +21,7 @@ def _is_standard(
     module: nn.Module, kinds: tuple[type[nn.Module], ...]
 ) -> bool:
     """Whether its class says all that it does, with its own parameters."""
-    if type(module) not in kinds or not is_untouched(module, type(module)):
+    if type(module) not in kinds or change_of(module, type(module)):
         return False
     # Pruning leaves a tensor that hides the parameter.
     return module.__dict__.keys().isdisjoint(('weight', 'bias'))
@@ -32,7 +32,7 @@ def _fold_batch_norms(layers: nn.Sequential) -> None:
 
     A pair with a hook, a patch, a pruned weight or the like stays.
     """
-    standard = is_untouched(layers, nn.Sequential)
+    standard = change_of(layers, nn.Sequential) is None
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
         if not isinstance(norm, _BatchNorm):

@@ -190,13 +190,13 @@ class Stopwatch(Hook):
         whole = self.seconds / (self.last - WARM_UP)
         if not self.split:
             return {'iteration': whole * 1e3}
+        # Means of the iterations of the whole: they add up to less than it.
         parts = {
-            phase: statistics.median(times[WARM_UP:])
+            phase: statistics.fmean(times[WARM_UP + 1 : self.last + 1])
             for phase, times in self.times.items()
             if times
         }
-        # The parts are medians: their sum can exceed a noisy mean.
-        parts['rest'] = max(whole - sum(parts.values()), 1e-9)
+        parts['rest'] = whole - sum(parts.values())
         return {phase: seconds * 1e3 for phase, seconds in parts.items()}
 
 
@@ -274,17 +274,24 @@ def run(session, paths, modes, size):
     """Measures an iteration, and its parts, of each config in each mode.
 
     Raises:
-        ValueError: If the Runner would choose another device.
+        ValueError: If the Runner would choose another device, or it is a CPU
+            and a config trains in mixed precision.
     """
     if session.device.type != get_device():
         raise ValueError(
             f'the Runner trains on {get_device()}, got {session.device}'
         )
+    dtypes = {path: dtype_of(read_config(path)) for path in paths}
+    for path, dtype in dtypes.items():
+        if session.device.type == 'cpu' and dtype != 'fp32':
+            raise ValueError(
+                f'{path}: optim_wrapper.type is AmpOptimWrapper, which needs '
+                'a GPU; on a CPU give a config with OptimWrapper'
+            )
     for path in paths:
         batches = batches_of(path, size, session.device)
         inputs = batches[0]['inputs']
         shape = 'x'.join(map(str, inputs[0].shape[1:]))
-        dtype = dtype_of(read_config(path))
         for mode in modes:
             trainings = Trainings(
                 path, batches, mode, session.device, session.repeats
@@ -297,5 +304,5 @@ def run(session, paths, modes, size):
                 session.record(
                     measured,
                     *(Path(path).stem, mode, phase),
-                    *(processes() * len(inputs), shape, dtype),
+                    *(processes() * len(inputs), shape, dtypes[path]),
                 )

@@ -19,9 +19,9 @@ from ..ops.tracing import constant_in_graphs, has_transforms, is_traced
 from ..ops.triton import triton_installed
 from .standard import (
     KERNEL_DTYPES,
+    change_of,
     difference,
     has_hooks,
-    is_untouched,
 )
 from .traced import autocast_dtype, traced
 
@@ -30,8 +30,9 @@ INSTALL_LINE = 'pip install triton'
 _WORDS = {'auto': 'auto', 'true': True, 'false': False}
 
 _logger = logging.getLogger('evmamba_mm')
-# Modules of which the log has spoken already.
-_told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# What the log has said of modules already.
+_told: weakref.WeakKeyDictionary[nn.Module, set[str]]
+_told = weakref.WeakKeyDictionary()
 
 
 def check_fused(fused: bool | str) -> bool | str:
@@ -99,9 +100,10 @@ def _refuse(block: nn.Module, why: str) -> None:
 
 
 def _tell_once(block: nn.Module, why: str) -> None:
-    if block in _told:
+    told = _told.setdefault(block, set())
+    if why in told:
         return
-    _told.add(block)
+    told.add(why)
     _logger.info(
         '%s runs its layers, not the fused kernels: %s',
         type(block).__name__,
@@ -135,7 +137,7 @@ def run_block(
     Kernels run a block if they compute exactly what it and its children do:
     types, every setting, no hook, no parametrisation, no patched forward,
     ordinary parameters. Each call checks this, so a change takes effect at
-    once; the log says once which module differs and how. Under
+    once; the log says each reason once. Under
     torch.compile, export, jit tracing, dispatch modes, function modes and
     function transforms the layers run.
 
@@ -185,5 +187,5 @@ def blocks_to_run(stage: nn.Module) -> list[nn.Module]:
             and not has_hooks(stage)
         )
     else:
-        plain = is_untouched(stage, nn.Sequential)
+        plain = change_of(stage, nn.Sequential) is None
     return list(stage) if plain else [stage]

@@ -54,16 +54,22 @@ def _is_home(method: Callable, *homes: str) -> bool:
     return space.get('__name__', '').startswith(homes)
 
 
-# None where somebody has patched a method before this import.
-_ORIGINALS = tuple(
-    method
-    if isinstance(method, BuiltinFunctionType)
-    or _is_home(method, 'torch.nn.', layers.__name__)
-    else None
-    for method in _methods(_CLASSES)
-)
+def _is_original(kind: object, name: str, method: Callable) -> bool:
+    if kind is not F:
+        return _is_home(method, 'torch.nn.', layers.__name__)
+    known = isinstance(method, BuiltinFunctionType) or _is_home(
+        method, 'torch.nn.'
+    )
+    return known and method.__name__ == name
+
+
+# None where somebody had patched a method before this import.
+_originals = [
+    method if _is_original(*place, method) else None
+    for place, method in zip(_METHODS, _methods(_CLASSES), strict=True)
+]
 # Tools that reload edited files put new code into the old functions.
-_OURS = [*{x for x in _ORIGINALS if _is_home(x, layers.__name__)}]
+_OURS = [*{x for x in _originals if _is_home(x, layers.__name__)}]
 _code = operator.attrgetter('__code__')
 _CODES = [*map(_code, _OURS)]
 _EDITED = edited_source()
@@ -107,26 +113,32 @@ def _untouched(
 def _check_classes() -> None:
     if _has_global_hooks():
         raise _Difference('global module hooks are registered')
-    methods = _methods(_CLASSES)
-    if methods == _ORIGINALS and [*map(_code, _OURS)] == _CODES:
+    methods = [*_methods(_CLASSES)]
+    if methods == _originals and [*map(_code, _OURS)] == _CODES:
         return
     edited = [
         x for x, code in zip(_OURS, _CODES, strict=True) if x.__code__ != code
     ]
-    both = zip(methods, _ORIGINALS, strict=True)
-    for (kind, name), (method, original) in zip(_METHODS, both, strict=True):
-        if method is not original or method in edited:
+    for index, (kind, name) in enumerate(_METHODS):
+        method = methods[index]
+        if _originals[index] is None and _is_original(kind, name, method):
+            _originals[index] = method
+        if method is not _originals[index] or method in edited:
             raise _Difference(f'{kind.__name__} has a patched {name}')
 
 
-def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of exactly this class, without hooks or patches."""
+def change_of(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Why a module is not one of exactly this class, without hooks or patches.
+
+    Returns:
+        None if it is.
+    """
     try:
         _check_classes()
         _untouched('', module, [kind])
-    except _Difference:
-        return False
-    return True
+    except _Difference as difference:
+        return str(difference)
+    return None
 
 
 def _check_presence(name: str, module: nn.Module, part: Part) -> None:
@@ -222,7 +234,9 @@ def difference(block: nn.Module, x: Tensor) -> str | None:
     """
     kind = type(block)
     if kind not in PARTS:
-        return f'there are no kernels for a {kind.__name__}'
+        # A stage is passed as a whole if it is more than its blocks.
+        why = change_of(block, kind) if kind is nn.Sequential else None
+        return why or f'there are no kernels for a {kind.__name__}'
     if _EDITED:
         return f'the source of {_EDITED} was edited'
     shape = x.shape

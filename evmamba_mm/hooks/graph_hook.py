@@ -231,8 +231,8 @@ class CUDAGraphHook(Hook):
         if is_model_wrapper(model):
             if not isinstance(model, DistributedDataParallel):
                 raise ValueError(
-                    'CUDAGraphHook needs an unwrapped model or '
-                    'MMDistributedDataParallel, got '
+                    'CUDAGraphHook needs an unwrapped model or a '
+                    'DistributedDataParallel, got '
                     f'{type(model).__name__}'
                 )
             model = model.module

@@ -36,8 +36,9 @@ class _Row:
         """Put the mean of all processes in the place of each gradient."""
         given = [parameter.grad for parameter in self.parameters]
         torch._foreach_copy_(self.gradients, given)
-        distributed.all_reduce(self.memory, group=group)
+        # Divided first: a sum could be too large for half precision.
         self.memory /= group.size()
+        distributed.all_reduce(self.memory, group=group)
         for parameter, gradient in zip(
             self.parameters, self.gradients, strict=True
         ):
@@ -67,11 +68,27 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
         super().__init__(
             module, device_ids=device_ids, broadcast_buffers=False
         )
+        self._trained: list[nn.Parameter] = []
+        self._find_trained()
+
+    def train(self, mode: bool = True) -> 'FlatDistributedDataParallel':
+        """Set the mode, as a Runner does before its iterations.
+
+        Layers that a hook has frozen, thawed or replaced count from here on.
+        """
+        super().train(mode)
+        self._find_trained()
+        return self
+
+    def _find_trained(self) -> None:
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        if [*map(id, trained)] == [*map(id, self._trained)]:
+            return
+        self._trained = trained
         rows: dict[tuple, list[nn.Parameter]] = {}
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                key = parameter.dtype, parameter.device
-                rows.setdefault(key, []).append(parameter)
+        for parameter in trained:
+            key = parameter.dtype, parameter.device
+            rows.setdefault(key, []).append(parameter)
         self._rows = [_Row(parameters) for parameters in rows.values()]
 
     def train_step(
@@ -106,14 +123,16 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
         loss.register_hook(lambda _: engine.queue_callback(average))
 
     def _refuse_missing(self) -> None:
-        parameters = [p for row in self._rows for p in row.parameters]
-        missing = [p for p in parameters if p.grad is None or p.grad.is_sparse]
+        missing = [
+            p for p in self._trained if p.grad is None or p.grad.is_sparse
+        ]
         if not missing:
             return
         names = {p: name for name, p in self.module.named_parameters()}
+        first = names.get(missing[0], 'no longer in the model')
         raise RuntimeError(
             f'{len(missing)} parameter(s) have no gradient, or a sparse one, '
-            f'the first is {names.get(missing[0])}: freeze what the loss does '
+            f'the first is {first}: freeze what the loss does '
             'not depend on before the training, or use '
             'model_wrapper_cfg=None and find_unused_parameters=True'
         )

@@ -91,14 +91,22 @@ def test_two_gpus_are_those_of_the_file():
         runs.setdefault(run['model_wrapper_cfg'], []).append(run)
     alone = [float(run['images_per_s']) for run in runs['']]
     speed = sum(alone) / len(alone)
-    made = [
-        [
-            ', '.join(run['ms'] for run in same),
-            ', '.join(
-                f'{float(run["images_per_s"]) / speed:.2f}' for run in same
-            ),
-        ]
-        for same in runs.values()
-    ]
     _, *table = shown('two-gpus', 'docs/graphs.md')
-    assert sorted(cells for _, *cells in table) == sorted(made)
+    usual = "dict(type='MMDistributedDataParallel', broadcast_buffers=False"
+    wrappers = (
+        *('', f'{usual})'),
+        f'{usual}, gradient_as_bucket_view=True, static_graph=True)',
+        "dict(type='FlatDistributedDataParallel')",
+    )
+    words = ('one GPU', 'MMDistributed', 'static_graph', 'FlatDistributed')
+    for wrapper, word, (name, *cells) in zip(
+        wrappers, words, table, strict=True
+    ):
+        same = runs.pop(wrapper)
+        ratios = [float(run['images_per_s']) / speed for run in same]
+        assert word in name
+        assert cells == [
+            ', '.join(run['ms'] for run in same),
+            ', '.join(f'{ratio:.2f}' for ratio in ratios),
+        ]
+    assert not runs

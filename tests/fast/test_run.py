@@ -1,8 +1,5 @@
 """The switch, and who looks on."""
 
-import copy
-import logging
-
 import pytest
 import torch
 from torch import nn
@@ -15,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import evmamba_mm.fast.run as fast_run
 from evmamba_mm import EfficientVMamba
 from evmamba_mm.fast import blocks_to_run, check_fused, run_block
-from evmamba_mm.layers import EVSSBlock, LayerNorm2d
+from evmamba_mm.layers import LayerNorm2d
 
 from .changes import (
     DEVICE,
@@ -23,10 +20,8 @@ from .changes import (
     assert_same,
     built,
     by_block,
-    image,
     input_of,
     model,
-    put,
     seen,
 )
 
@@ -36,18 +31,6 @@ VARIABLE = 'EVMAMBA_FUSED'
 @pytest.fixture
 def stem():
     return built('stem')
-
-
-@pytest.fixture
-def lines(caplog):
-    """What the package logs at the level of a training run."""
-    logger = logging.getLogger('evmamba_mm')
-    logger.addHandler(caplog.handler)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    yield lambda: [r.getMessage() for r in caplog.records]
-    logger.removeHandler(caplog.handler)
-    logger.setLevel(level)
 
 
 def no_kernel(block, x, fused='auto'):
@@ -138,29 +121,6 @@ def test_fused_without_triton(stem, monkeypatch):
     with pytest.raises(ValueError, match='pip install triton'):
         run_block(stem, x, True)
     torch.testing.assert_close(run_block(stem, x), stem(x))
-
-
-def test_a_change_is_logged_once_a_block(kernels, lines):
-    net = model()
-    for block in (net.stages[0][0], net.stages[1][0]):
-        put(block, 'conv_branch.2', nn.ReLU())
-    with torch.no_grad():
-        for _ in range(2):
-            net.eval()(image(1))
-    told = [line for line in lines() if 'runs its layers' in line]
-    assert told == 2 * [
-        'EVSSBlock runs its layers, not the fused kernels: '
-        'conv_branch.2 is a ReLU, not a GELU'
-    ]
-
-
-def test_an_unchanged_model_is_not_logged(kernels, lines):
-    with torch.no_grad():
-        model().eval()(image(1))
-        net = model(fused=False).eval()
-        net.stages[0][0].se.act = nn.ReLU()
-        net(image(1))
-    assert not [line for line in lines() if 'runs its layers' in line]
 
 
 def test_a_default_device_is_no_observer(kernels, stem):
@@ -381,19 +341,3 @@ def test_a_changed_stage_is_one_block(change):
     stage = nn.Sequential(LayerNorm2d(8))
     change(stage)
     assert blocks_to_run(stage) == [stage]
-
-
-def test_a_copy_of_a_block_is_told_of_again(kernels, lines):
-    block, x = built('norm'), input_of('norm')
-    block.register_forward_hook(lambda m, args, y: None)
-    [run_block(each, x) for each in (block, block, copy.deepcopy(block))]
-    assert len(lines()) == 2
-
-
-def test_a_block_that_is_gone_is_forgotten(kernels):
-    block, x = EVSSBlock(8, nn.Identity()).to(DEVICE), input_of('evss')
-    run_block(block, x)
-    assert block in fast_run._told
-    told = len(fast_run._told)
-    del block
-    assert len(fast_run._told) < told

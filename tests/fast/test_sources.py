@@ -1,8 +1,5 @@
 """Edits of the layers' source, which the kernels do not follow."""
 
-import subprocess
-import sys
-
 import pytest
 from torch import nn
 
@@ -88,34 +85,6 @@ def test_a_forward_of_another_class():
         patch.setattr(nn.GELU, 'forward', nn.ReLU.forward)
         assert difference(block, x) == 'GELU has a patched forward'
     assert difference(block, x) is None
-
-
-PATCHED_EARLIER = """
-import torch
-from torch import nn
-
-if {replaced}:
-    class Conv2d(nn.Conv2d):
-        def forward(self, x):
-            return super().forward(x).sin()
-    nn.Conv2d = Conv2d
-else:
-    nn.Conv2d.forward = lambda conv, x: x.sin()
-
-from evmamba_mm.fast import difference
-from evmamba_mm.layers import PatchEmbed
-
-print(difference(PatchEmbed(3, 8), torch.ones(1, 3, 8, 8)))
-"""
-
-
-@pytest.mark.parametrize('replaced', [True, False])
-def test_torch_patched_before_the_import(replaced):
-    script = PATCHED_EARLIER.format(replaced=replaced)
-    done = subprocess.run(
-        [sys.executable, '-c', script], capture_output=True, text=True
-    )
-    assert done.stdout == 'Conv2d has a patched forward\n', done.stderr
 
 
 def test_comments_and_docstrings_are_no_edits():

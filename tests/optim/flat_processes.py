@@ -3,7 +3,7 @@
     python -m tests.optim.flat_processes STORE
 
 prints a line of JSON for each training: the losses, and the weights at the
-end, of the first process.
+end, of the first process. Then the mean of large gradients, and an error.
 """
 
 import json
@@ -15,9 +15,13 @@ from mmengine.optim import OptimWrapper
 from torch import distributed, multiprocessing, nn
 
 from evmamba_mm import FlatDistributedDataParallel
+from evmamba_mm.optim.flat_parallel import _Row
 
 WRAPPERS = dict(
     usual=MMDistributedDataParallel, flat=FlatDistributedDataParallel
+)
+TRAININGS = dict(
+    each=dict(), accumulated=dict(count=2), thawed=dict(thaw=True)
 )
 
 
@@ -37,13 +41,19 @@ class Model(BaseModel):
 
     def forward(self, images, mode='tensor'):
         x = self.convolution(images).mean((2, 3)) @ self.transposed
-        y = self.wide(x.double()).square().mean()
+        y = (self.wide(x.double()) * self.frozen).square().mean()
         return dict(loss=y * self.extra if self.used else y)
 
 
-def train(wrapper, rank, count=1, used=True):
+def train(wrapper, rank, count=1, used=True, thaw=False):
     torch.manual_seed(0)
-    model = wrapper(Model(used))
+    inner = Model(used)
+    if wrapper is MMDistributedDataParallel:
+        inner.frozen.requires_grad_(thaw)
+    model = wrapper(inner)
+    # As a hook does before an epoch.
+    inner.frozen.requires_grad_(thaw)
+    model.train()
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], 0.1, 0.9
     )
@@ -70,11 +80,16 @@ def work(rank, store):
     distributed.init_process_group(
         'gloo', init_method=f'file://{store}', rank=rank, world_size=2
     )
-    for count in (1, 2):
+    for how, settings in TRAININGS.items():
         for name, wrapper in WRAPPERS.items():
-            found = train(wrapper, rank, count)
+            found = train(wrapper, rank, **settings)
             if rank == 0:
-                print(json.dumps([name, count, *found]), flush=True)
+                print(json.dumps([name, how, *found]), flush=True)
+    large = nn.Parameter(torch.zeros(2, dtype=torch.half))
+    large.grad = torch.full_like(large, 40_000)
+    _Row([large]).average(distributed.group.WORLD)
+    if rank == 0:
+        print(json.dumps(['large', *large.grad.tolist()]), flush=True)
     try:
         train(FlatDistributedDataParallel, rank, used=False)
     except RuntimeError as error:

@@ -23,15 +23,20 @@ def printed(tmp_path_factory):
     return [json.loads(line) for line in outcome.lines()]
 
 
-@pytest.mark.parametrize('count', [1, 2], ids=['each', 'accumulated'])
-def test_two_processes_train_as_with_the_usual_wrapper(printed, count):
-    """Clipped, in two dtypes and layouts, beside a frozen parameter."""
-    found = {
-        name: rest for name, *(steps, *rest) in printed[:-1] if steps == count
-    }
+@pytest.mark.parametrize('how', ['each', 'accumulated', 'thawed'])
+def test_two_processes_train_as_with_the_usual_wrapper(printed, how):
+    """Clipped, in two dtypes and layouts, beside a frozen parameter.
+
+    Or one that is thawed, which the usual wrapper learns of too late.
+    """
+    found = {name: rest for name, *(done, *rest) in printed if done == how}
     assert len(set(found['usual'][0])) == 6
     for flat, usual in zip(found['flat'], found['usual'], strict=True):
         assert flat == pytest.approx(usual, rel=1e-5)
+
+
+def test_a_mean_of_large_gradients_is_finite(printed):
+    assert ['large', 40_000, 40_000] in printed
 
 
 def test_a_parameter_without_a_gradient_is_named(printed):

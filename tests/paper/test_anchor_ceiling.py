@@ -19,7 +19,7 @@ data = dict(
     pipeline=[dict(type='RandomFlip', prob=1.0)],
 )
 train_dataloader = dict(dataset=data)
-resize = dict(type='Resize', scale=({side}, {side}), keep_ratio=True)
+resize = dict(type='mmdet.Resize', scale={side}, keep_ratio=True)
 test_dataloader = dict(dataset=dict(pipeline=[resize]))
 """
 MASK_RCNN = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
@@ -91,12 +91,19 @@ def test_objects_are_counted(run, base, settings, owned, every, ap50):
 @pytest.mark.parametrize(
     ('base', 'settings', 'said'),
     [
-        ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', {}, 'no dense head'),
-        ('atss/atss_r50_fpn_1x_coco.py', {}, 'no dense head'),
+        (
+            'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+            *({}, 'RetinaSepBNHead, SSDHead, got FCOSHead'),
+        ),
+        ('paa/paa_r50_fpn_1x_coco.py', {}, 'got PAAHead'),
+        (
+            'guided_anchoring/ga-retinanet_r50-caffe_fpn_1x_coco.py',
+            *({}, 'got GARetinaHead'),
+        ),
         (RETINANET, dict(kind='VOCDataset'), 'must be CocoDataset'),
         (RETINANET, dict(classes=('none',)), 'have no object'),
     ],
-    ids=['no anchors', 'other assigner', 'other data', 'no object'],
+    ids=['no anchors', 'more', 'own anchors', 'other data', 'no object'],
 )
 def test_other_configs_end_in_a_line(run, base, settings, said):
     status, line = run(base, **settings)

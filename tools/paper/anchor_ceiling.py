@@ -15,6 +15,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+# Others choose objects by more than the overlap.
+HEADS = ('AnchorHead', 'RPNHead', 'RetinaHead', 'RetinaSepBNHead', 'SSDHead')
 ASSIGNERS = ('MaxIoUAssigner', 'VectorizedMaxIoUAssigner')
 
 
@@ -43,13 +45,16 @@ class Anchors:
         head = model.get('rpn_head') or model.get('bbox_head') or {}
         settings = model.get('train_cfg') or {}
         settings = settings.get('rpn') or settings
-        assigner = settings.get('assigner') or {}
-        if type_name(assigner) not in ASSIGNERS or not head.get(
-            'anchor_generator'
-        ):
+        if type_name(head) not in HEADS:
             raise ValueError(
-                'the model has no dense head with an anchor_generator and a '
-                f'{ASSIGNERS[0]}'
+                f'the dense head must be one of {", ".join(HEADS)}, got '
+                f'{type_name(head) or None}'
+            )
+        assigner = settings.get('assigner') or {}
+        if type_name(assigner) not in ASSIGNERS:
+            raise ValueError(
+                f'its assigner must be a {ASSIGNERS[0]}, got '
+                f'{type_name(assigner) or None}'
             )
         self.generator = TASK_UTILS.build(head['anchor_generator'])
         self.assigner = TASK_UTILS.build(assigner)
@@ -86,9 +91,15 @@ def tested_scale(cfg):
     Raises:
         ValueError: If images are not resized there.
     """
-    for step in cfg.test_dataloader.dataset.get('pipeline') or ():
-        if step.get('type') == 'Resize' and step.get('scale'):
-            return tuple(step['scale']), step.get('keep_ratio', False)
+    from evmamba_mm.cli.kinds import type_name
+
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    for step in dataset.get('pipeline') or ():
+        if type_name(step) == 'Resize' and step.get('scale'):
+            scale = step['scale']
+            if isinstance(scale, int):
+                scale = scale, scale
+            return tuple(scale), step.get('keep_ratio', False)
     raise ValueError('the test pipeline has no Resize with a scale')
 
 
@@ -117,7 +128,7 @@ def counts(cfg):
 
     from evmamba_mm.cli.kinds import type_name
 
-    anchors = Anchors(cfg.model)
+    anchors = Anchors(cfg.get('model') or {})
     scale = tested_scale(cfg)
     settings = cfg.train_dataloader.dataset
     if type_name(settings) != 'CocoDataset':

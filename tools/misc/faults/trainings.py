@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from .lab import SECONDS, TOOLS, same_training, training
+from .lab import EPOCHS, SECONDS, TOOLS, same_training, training
 
 KILLS_A_TRAINING = 3
 
@@ -78,8 +78,8 @@ def send_signals(lab, tally, whole, seconds, count):
         process, log = lab.start(*training(work))
         wait_for_iteration(process, log)
         time.sleep(lab.chance.uniform(0, seconds * 0.7))
-        if not process.is_alive():
-            # Over before the signal came: nothing was tried.
+        if not process.is_alive() or f'[{EPOCHS}][' in log.read_text():
+            # It may be over before the signal is heard: nothing is tried.
             lab.end(process, log)
             continue
         os.kill(process.pid, getattr(signal, name))
