@@ -17,14 +17,16 @@ _logger = logging.getLogger('evmamba_mm')
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def _is_standard(
-    module: nn.Module, kinds: tuple[type[nn.Module], ...]
-) -> bool:
-    """Whether its class says all that it does, with its own parameters."""
-    if type(module) not in kinds or change_of(module, type(module)):
-        return False
-    # Pruning leaves a tensor that hides the parameter.
-    return module.__dict__.keys().isdisjoint(('weight', 'bias'))
+def _change(
+    name: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]
+) -> str | None:
+    """Why its class may not say all that a module does, None if it does."""
+    if type(module) not in kinds:
+        return f'{name} is a {type(module).__name__}'
+    if not module.__dict__.keys().isdisjoint(('weight', 'bias')):
+        # Pruning leaves a tensor that hides the parameter.
+        return f'{name} has a tensor in the place of a parameter'
+    return change_of(module, type(module), name)
 
 
 def _fold_batch_norms(layers: nn.Sequential) -> None:
@@ -32,25 +34,27 @@ def _fold_batch_norms(layers: nn.Sequential) -> None:
 
     A pair with a hook, a patch, a pruned weight or the like stays.
     """
-    standard = change_of(layers, nn.Sequential) is None
+    changed = change_of(layers, nn.Sequential, 'their sequence')
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
         if not isinstance(norm, _BatchNorm):
             continue
-        if (
-            standard
-            and _is_standard(conv, (nn.Conv2d,))
-            and _is_standard(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
-            and norm.running_mean is not None
-        ):
+        why = (
+            changed
+            or _change('the convolution', conv, (nn.Conv2d,))
+            or _change('the norm', norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        )
+        if why is None and norm.running_mean is None:
+            why = 'the norm has no running_mean'
+        if why is None:
             layers[i] = fuse_conv_bn_eval(conv, norm)
             layers[i + 1] = nn.Identity()
         else:
             _logger.warning(
-                'fuse leaves a %s as it is: it, the %s in front of it or the '
-                'sequence of both was changed',
+                'fuse leaves a %s behind a %s as it is: %s',
                 type(norm).__name__,
                 type(conv).__name__,
+                why,
             )
 
 

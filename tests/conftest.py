@@ -132,10 +132,11 @@ def as_many_threads_anywhere():
 
     Another number rounds otherwise, so tests of other modules would fail.
     """
+    before = torch.get_num_threads()
     yield
-    with ThreadPoolExecutor(1) as later:
-        number = later.submit(torch.get_num_threads).result()
-    assert number == torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(torch.get_num_threads).result()
+    assert (torch.get_num_threads(), later) == (before, before)
 
 
 @pytest.fixture(autouse=True)

@@ -181,19 +181,19 @@ def without_statistics(pair):
 
 
 @pytest.mark.parametrize(
-    'change',
+    ('change', 'why'),
     [
-        changed_norm,
-        changed_conv,
-        own_forward,
-        subclass,
-        pruned,
-        normalised_weight,
-        without_statistics,
-        other_sequence,
+        (changed_norm, 'the norm has a hook'),
+        (changed_conv, 'the convolution has a hook'),
+        (own_forward, 'the norm has a patched forward'),
+        (subclass, 'the norm is a Shifted'),
+        (pruned, 'the convolution has a tensor in the place of a parameter'),
+        (normalised_weight, 'the convolution is a ParametrizedConv2d'),
+        (without_statistics, 'the norm has no running_mean'),
+        (other_sequence, 'their sequence is a Skipping, not a Sequential'),
     ],
 )
-def test_changed_pairs_stay_and_count(change):
+def test_changed_pairs_stay_and_count(package_log, change, why):
     torch.manual_seed(0)
     model = EfficientVMamba('atto').eval()
     pair = model.stages[2][0].conv_pw
@@ -207,3 +207,5 @@ def test_changed_pairs_stay_and_count(change):
     assert type(copy.stages[2][0].conv_pw[1]) is not nn.Identity
     assert type(copy.stages[2][0].conv_dw[1]) is nn.Identity
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    (line,) = (r.getMessage() for r in package_log.records if r.levelno > 20)
+    assert line.startswith('fuse leaves a ') and line.endswith(f': {why}')

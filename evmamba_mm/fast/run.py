@@ -137,7 +137,7 @@ def run_block(
     Kernels run a block if they compute exactly what it and its children do:
     types, every setting, no hook, no parametrisation, no patched forward,
     ordinary parameters. Each call checks this, so a change takes effect at
-    once; the log says each reason once. Under
+    once; the log says why, once for each block and reason. Under
     torch.compile, export, jit tracing, dispatch modes, function modes and
     function transforms the layers run.
 

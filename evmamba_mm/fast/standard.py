@@ -56,7 +56,9 @@ def _is_home(method: Callable, *homes: str) -> bool:
 
 def _is_original(kind: object, name: str, method: Callable) -> bool:
     if kind is not F:
-        return _is_home(method, 'torch.nn.', layers.__name__)
+        owners = tuple(f'{owner.__name__}.' for owner in kind.__mro__)
+        known = _is_home(method, 'torch.nn.', layers.__name__)
+        return known and method.__qualname__.startswith(owners)
     known = isinstance(method, BuiltinFunctionType) or _is_home(
         method, 'torch.nn.'
     )
@@ -127,15 +129,22 @@ def _check_classes() -> None:
             raise _Difference(f'{kind.__name__} has a patched {name}')
 
 
-def change_of(module: nn.Module, kind: type[nn.Module]) -> str | None:
+def change_of(
+    module: nn.Module, kind: type[nn.Module], name: str = ''
+) -> str | None:
     """Why a module is not one of exactly this class, without hooks or patches.
+
+    Args:
+        module: Any.
+        kind: The class.
+        name: What the module is called in the answer.
 
     Returns:
         None if it is.
     """
     try:
         _check_classes()
-        _untouched('', module, [kind])
+        _untouched(name, module, [kind])
     except _Difference as difference:
         return str(difference)
     return None

@@ -52,6 +52,7 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
     For ``model_wrapper_cfg``, in trainings whose backbone is a CUDA graph.
     The mean is that of :class:`mmengine.model.MMDistributedDataParallel`,
     and buffers stay those of each process, as a Runner has them by default.
+    Layers may be frozen and thawed at any time, in all processes alike.
 
     Args:
         module: The model.
@@ -68,27 +69,20 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
         super().__init__(
             module, device_ids=device_ids, broadcast_buffers=False
         )
-        self._trained: list[nn.Parameter] = []
+        self._model_parameters = [*module.parameters()]
         self._find_trained()
-
-    def train(self, mode: bool = True) -> 'FlatDistributedDataParallel':
-        """Set the mode, as a Runner does before its iterations.
-
-        Layers that a hook has frozen, thawed or replaced count from here on.
-        """
-        super().train(mode)
-        self._find_trained()
-        return self
 
     def _find_trained(self) -> None:
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        if [*map(id, trained)] == [*map(id, self._trained)]:
-            return
-        self._trained = trained
         rows: dict[tuple, list[nn.Parameter]] = {}
-        for parameter in trained:
-            key = parameter.dtype, parameter.device
-            rows.setdefault(key, []).append(parameter)
+        self._are_trained = [p.requires_grad for p in self._model_parameters]
+        for parameter in self._model_parameters:
+            if parameter.requires_grad:
+                key = parameter.dtype, parameter.device
+                rows.setdefault(key, []).append(parameter)
+            else:
+                # Frozen while gradients were accumulated: each process has
+                # its own, which an optimiser would still take.
+                parameter.grad = None
         self._rows = [_Row(parameters) for parameters in rows.values()]
 
     def train_step(
@@ -113,6 +107,10 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
 
     def _average_after_backward(self, loss: Tensor) -> None:
         def average() -> None:
+            trained = [p.requires_grad for p in self._model_parameters]
+            if trained != self._are_trained:
+                # A hook has frozen layers, or thawed them.
+                self._find_trained()
             self._refuse_missing()
             for row in self._rows:
                 row.average(self.process_group)
@@ -123,9 +121,8 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
         loss.register_hook(lambda _: engine.queue_callback(average))
 
     def _refuse_missing(self) -> None:
-        missing = [
-            p for p in self._trained if p.grad is None or p.grad.is_sparse
-        ]
+        parameters = [p for row in self._rows for p in row.parameters]
+        missing = [p for p in parameters if p.grad is None or p.grad.is_sparse]
         if not missing:
             return
         names = {p: name for name, p in self.module.named_parameters()}

@@ -336,6 +336,20 @@ def test_iteration_of_two_processes(toy, tmp_path, warm_python):
     assert {x['batch'] for x in found} == {'4'}
 
 
+def test_parts_of_an_iteration_add_up(monkeypatch):
+    monkeypatch.setattr(iteration, 'WARM_UP', 1)
+    watch = iteration.Stopwatch(CPU, 3, split=True)
+    # Iterations 2 and 3 are timed; the first ones capture graphs.
+    watch.seconds = 0.1
+    watch.times['forward'] = [9, 9, 0.01, 0.03]
+    watch.times['backward and optimizer'] = [9, 9, 0.02, 0.03]
+    found = watch.milliseconds()
+    assert found == pytest.approx(
+        {'forward': 20, 'backward and optimizer': 25, 'rest': 5}
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')
 def test_mixed_precision_needs_a_gpu(capsys):
     config = 'configs/mmpretrain/evmamba-tiny_16xb128-amp-300e_in1k.py'
     arguments = ('--random', 32, '--device', 'cpu')

@@ -114,18 +114,22 @@ def test_torch_patched_before_the_import(replaced):
     assert done.stdout == 'Conv2d has a patched forward\n', done.stderr
 
 
-FUNCTION_PATCHED_EARLIER = """
+PATCHED_FOR_A_WHILE = """
 import torch
 import torch.nn.functional as F
 
 relu, conv2d = F.relu, F.conv2d
 F.conv2d = lambda *a, **k: conv2d(*a, **k)
 F.relu = F.relu6
+gelu = torch.nn.GELU.forward
+torch.nn.GELU.forward = torch.nn.ReLU.forward
 
 from evmamba_mm.fast import difference
 from evmamba_mm.layers import PatchEmbed
 
 block, x = PatchEmbed(3, 8), torch.ones(1, 3, 8, 8)
+print(difference(block, x))
+torch.nn.GELU.forward = gelu
 print(difference(block, x))
 F.conv2d = conv2d
 print(difference(block, x))
@@ -134,13 +138,15 @@ print(difference(block, x))
 """
 
 
-def test_functions_patched_only_while_it_is_imported():
+def test_torch_patched_only_while_it_is_imported():
     done = subprocess.run(
-        [sys.executable, '-c', FUNCTION_PATCHED_EARLIER],
+        [sys.executable, '-c', PATCHED_FOR_A_WHILE],
         capture_output=True,
         text=True,
     )
-    said = [
-        f'torch.nn.functional has a patched {x}' for x in ('conv2d', 'relu')
-    ]
-    assert done.stdout.splitlines() == [*said, 'None'], done.stderr
+    assert done.stdout.splitlines() == [
+        'GELU has a patched forward',
+        'torch.nn.functional has a patched conv2d',
+        'torch.nn.functional has a patched relu',
+        'None',
+    ], done.stderr

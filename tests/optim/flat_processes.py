@@ -45,15 +45,13 @@ class Model(BaseModel):
         return dict(loss=y * self.extra if self.used else y)
 
 
-def train(wrapper, rank, count=1, used=True, thaw=False):
+def train(wrapper, rank, count=1, used=True, thaw=False, freeze=False):
     torch.manual_seed(0)
     inner = Model(used)
     if wrapper is MMDistributedDataParallel:
         inner.frozen.requires_grad_(thaw)
     model = wrapper(inner)
-    # As a hook does before an epoch.
     inner.frozen.requires_grad_(thaw)
-    model.train()
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], 0.1, 0.9
     )
@@ -63,10 +61,14 @@ def train(wrapper, rank, count=1, used=True, thaw=False):
     losses = []
     generator = torch.Generator().manual_seed(rank)
     optim.initialize_count_status(model, 0, 6)
-    for _ in range(6):
+    for step in range(6):
+        if freeze and step == 3:
+            inner.extra.requires_grad_(False)
+            before = inner.extra.clone()
         images = torch.randn(2, 3, 8, 8, generator=generator)
         log = model.train_step(dict(images=images), optim)
         losses.append(float(log['loss']))
+    assert not freeze or torch.equal(before, inner.extra)
     flat = torch.cat(
         [p.detach().double().flatten() for p in model.parameters()]
     )
@@ -85,6 +87,9 @@ def work(rank, store):
             found = train(wrapper, rank, **settings)
             if rank == 0:
                 print(json.dumps([name, how, *found]), flush=True)
+    found = train(FlatDistributedDataParallel, rank, count=2, freeze=True)
+    if rank == 0:
+        print(json.dumps(['flat', 'frozen', *found]), flush=True)
     large = nn.Parameter(torch.zeros(2, dtype=torch.half))
     large.grad = torch.full_like(large, 40_000)
     _Row([large]).average(distributed.group.WORLD)

@@ -35,6 +35,12 @@ def test_two_processes_train_as_with_the_usual_wrapper(printed, how):
         assert flat == pytest.approx(usual, rel=1e-5)
 
 
+def test_a_layer_is_frozen_while_gradients_are_accumulated(printed):
+    """Then both processes have the same weights, and it keeps its own."""
+    (losses,) = (line[2] for line in printed if line[1] == 'frozen')
+    assert len(set(losses)) == 6
+
+
 def test_a_mean_of_large_gradients_is_finite(printed):
     assert ['large', 40_000, 40_000] in printed
 

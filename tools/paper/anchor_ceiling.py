@@ -31,13 +31,14 @@ class Anchors:
 
     Args:
         model: Config of the model.
+        divisor: Sides of images are padded to multiples of it.
 
     Raises:
         ValueError: If its dense head has no anchors, or chooses their objects
             by more than their overlap.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, divisor):
         from mmdet.registry import TASK_UTILS
 
         from evmamba_mm.cli.kinds import type_name
@@ -56,11 +57,12 @@ class Anchors:
                 f'its assigner must be a {ASSIGNERS[0]}, got '
                 f'{type_name(assigner) or None}'
             )
+        if not head.get('anchor_generator'):
+            raise ValueError('the dense head must have an anchor_generator')
         self.generator = TASK_UTILS.build(head['anchor_generator'])
         self.assigner = TASK_UTILS.build(assigner)
         self.border = settings.get('allowed_border', -1)
-        preprocessor = model.get('data_preprocessor') or {}
-        self.divisor = preprocessor.get('pad_size_divisor', 1)
+        self.divisor = divisor
 
     def have(self, boxes, labels, height, width):
         """Whether each object of an image of this size has an anchor."""
@@ -128,7 +130,9 @@ def counts(cfg):
 
     from evmamba_mm.cli.kinds import type_name
 
-    anchors = Anchors(cfg.get('model') or {})
+    model = cfg.get('model') or {}
+    padding = model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    anchors = Anchors(model, (padding or {}).get('pad_size_divisor', 1))
     scale = tested_scale(cfg)
     settings = cfg.train_dataloader.dataset
     if type_name(settings) != 'CocoDataset':

@@ -36,7 +36,11 @@ def train_whole(lab):
 
 
 def wait_for_iteration(process, log):
-    while process.is_alive() and 'Epoch(train)' not in log.read_text():
+    """Until one is logged, or the training is over or takes too long."""
+    last = time.monotonic() + SECONDS
+    while process.is_alive() and time.monotonic() < last:
+        if 'Epoch(train)' in log.read_text():
+            return
         time.sleep(0.01)
 
 
