@@ -155,6 +155,30 @@ def test_what_is_set_otherwise_runs_as_before(
     assert len(replays) == 1
 
 
+def test_a_hook_on_all_modules_runs(net, image, replays):
+    graph_training(net, image)
+    seen = []
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, args, y: seen.append(module)
+    )
+    try:
+        net(image)
+    finally:
+        hook.remove()
+    assert seen == [*net, net] and not replays
+    net(image)
+    assert len(replays) == 1
+
+
+def test_no_graph_is_made_under_a_hook_on_all_modules():
+    hook = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    try:
+        with pytest.raises(ValueError, match='registered for all modules'):
+            check_training(nn.ReLU())
+    finally:
+        hook.remove()
+
+
 def move(net):
     net[0].weight.data = net[0].weight.data.clone()
 

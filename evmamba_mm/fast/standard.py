@@ -10,9 +10,9 @@ from types import BuiltinFunctionType, SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
 
 from .. import layers
+from ..ops.tracing import has_global_hooks
 from .parts import KINDS, PARTS, Part
 from .snapshot import take_snapshot, unchanged
 from .sources import edited_source
@@ -75,7 +75,6 @@ _OURS = [*{x for x in _originals if _is_home(x, layers.__name__)}]
 _code = operator.attrgetter('__code__')
 _CODES = [*map(_code, _OURS)]
 _EDITED = edited_source()
-_has_global_hooks = getattr(nn_module, '_has_any_global_hook', lambda: False)
 
 
 class _Difference(Exception):
@@ -113,7 +112,7 @@ def _untouched(
 
 
 def _check_classes() -> None:
-    if _has_global_hooks():
+    if has_global_hooks():
         raise _Difference('global module hooks are registered')
     methods = [*_methods(_CLASSES)]
     if methods == _originals and [*map(_code, _OURS)] == _CODES:

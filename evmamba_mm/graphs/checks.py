@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..arguments import check_module
+from ..ops.tracing import has_global_hooks
 from .call import tensors_of
 
 # The four dicts of functions that a module calls beside its forward.
@@ -42,7 +43,12 @@ def check_arguments(
 
 
 def check_hooks(module: nn.Module) -> None:
-    """Refuse a module whose submodules have hooks, with a ValueError."""
+    """Refuse a module whose submodules call hooks, with a ValueError."""
+    if has_global_hooks():
+        raise ValueError(
+            'hooks are registered for all modules, which a graph would not '
+            'call; remove them (torch.nn.modules.module)'
+        )
     # Those of the module itself run around its forward, replayed or not.
     for name, part in module.named_modules():
         if part is not module and any(hooks(part)):

@@ -7,6 +7,7 @@ from operator import attrgetter, is_
 import torch
 from torch import nn
 
+from ..ops.tracing import has_global_hooks
 from .checks import hooks
 
 _tables = attrgetter('_modules', '_parameters', '_buffers')
@@ -51,7 +52,7 @@ class ModuleState:
     def _current_settings(self) -> list[bool]:
         inner_hooks = chain.from_iterable(map(hooks, self._modules[1:]))
         return [
-            any(inner_hooks),
+            any(inner_hooks) or has_global_hooks(),
             *map(_training, self._modules),
             *map(_requires_grad, self._tensors),
         ]
@@ -66,5 +67,5 @@ class ModuleState:
         )
 
     def is_set_otherwise(self) -> bool:
-        """Whether gradients, training mode or submodules' hooks differ."""
+        """Whether gradients, training mode or hooks inside differ."""
         return self._current_settings() != self._settings

@@ -8,9 +8,12 @@ from collections.abc import Callable
 
 import torch
 from torch.autograd import forward_ad
+from torch.nn.modules import module as nn_module
 
 _Transform = torch._C._functorch.TransformType
 _DERIVATIVES = (_Transform.Grad, _Transform.Jvp)
+# Whether a hook is registered for the calls of all modules.
+has_global_hooks = getattr(nn_module, '_has_any_global_hook', lambda: False)
 
 
 def constant_in_graphs(function: Callable) -> Callable:
