@@ -129,7 +129,12 @@ def share_a_folder(lab, tally, count):
 
 
 def lose_a_process(lab, tally, count):
-    """Kills or stops one of two processes of a training."""
+    """Kills or stops one of two processes of a training, and goes on."""
+    train_two = ('bash', TOOLS / 'dist_train.sh', 'c.py', 2, '--work-dir')
+    if count:
+        whole = lab.run_apart(*train_two, 'pair')
+        if whole.status:
+            sys.exit(f'the training of two processes failed:\n{whole.output}')
     for number in range(count):
         name = ('SIGKILL', 'SIGSTOP')[number % 2]
         code = (
@@ -143,7 +148,8 @@ def lose_a_process(lab, tally, count):
         )
         (lab.folder / 'lose.py').write_text(code)
         (lab.folder / 'lost.py').write_text(
-            "_base_ = 'c.py'\ncustom_hooks = [dict(type='Lose')]\n"
+            "_base_ = 'c.py'\n"
+            "custom_hooks = [*_base_.custom_hooks, dict(type='Lose')]\n"
             "custom_imports = dict(imports=['evmamba_mm', 'lose'])\n"
         )
         began = time.monotonic()
@@ -159,4 +165,11 @@ def lose_a_process(lab, tally, count):
             and 'torchrun: process' in ended.output
             and seconds < SECONDS,
             f'{seconds:.0f} s, {ended.status} {ended.output[-900:]}',
+        )
+        again = lab.run_apart(*train_two, f'lost{number}', '--resume')
+        tally.add(
+            'two processes, one of which was lost, equal the unbroken two',
+            not again.status
+            and same_training(lab.final('pair'), lab.final(f'lost{number}')),
+            f'{name}: {again.status} {again.output[-500:]}',
         )
