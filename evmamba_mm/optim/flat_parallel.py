@@ -70,11 +70,17 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
             module, device_ids=device_ids, broadcast_buffers=False
         )
         self._model_parameters = [*module.parameters()]
+        self._are_trained: list[bool] = []
+        self._rows: list[_Row] = []
         self._find_trained()
 
     def _find_trained(self) -> None:
+        """Make the rows anew if a hook has frozen layers, or thawed them."""
+        are_trained = [p.requires_grad for p in self._model_parameters]
+        if are_trained == self._are_trained:
+            return
+        self._are_trained = are_trained
         rows: dict[tuple, list[nn.Parameter]] = {}
-        self._are_trained = [p.requires_grad for p in self._model_parameters]
         for parameter in self._model_parameters:
             if parameter.requires_grad:
                 key = parameter.dtype, parameter.device
@@ -107,10 +113,7 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
 
     def _average_after_backward(self, loss: Tensor) -> None:
         def average() -> None:
-            trained = [p.requires_grad for p in self._model_parameters]
-            if trained != self._are_trained:
-                # A hook has frozen layers, or thawed them.
-                self._find_trained()
+            self._find_trained()
             self._refuse_missing()
             for row in self._rows:
                 row.average(self.process_group)
