@@ -13,6 +13,7 @@ from evmamba_mm.graphs import (
     remove_graphs,
     training,
 )
+from evmamba_mm.graphs.state import ModuleState
 
 from . import graph_fixtures
 
@@ -168,6 +169,16 @@ def test_a_hook_on_all_modules_runs(net, image, replays):
     assert seen == [*net, net] and not replays
     net(image)
     assert len(replays) == 1
+
+
+def test_a_state_under_hooks_on_all_modules_is_another():
+    register = nn.modules.module.register_module_forward_hook
+    for _ in range(2):
+        hook = register(lambda *args: None)
+        state = ModuleState(nn.ReLU())
+        assert not state.is_set_otherwise()
+        hook.remove()
+        assert state.is_set_otherwise()
 
 
 def test_no_graph_is_made_under_a_hook_on_all_modules():

@@ -12,8 +12,7 @@ from torch.nn.modules import module as nn_module
 
 _Transform = torch._C._functorch.TransformType
 _DERIVATIVES = (_Transform.Grad, _Transform.Jvp)
-# Whether a hook is registered for the calls of all modules.
-has_global_hooks = getattr(nn_module, '_has_any_global_hook', lambda: False)
+_any_global_hook = getattr(nn_module, '_has_any_global_hook', lambda: False)
 
 
 def constant_in_graphs(function: Callable) -> Callable:
@@ -36,6 +35,12 @@ def is_traced() -> bool:
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+def has_global_hooks() -> bool:
+    """Tell whether a hook is registered for the calls of all modules."""
+    # Torch answers with a dict of its own.
+    return bool(_any_global_hook())
 
 
 def has_transforms() -> bool:

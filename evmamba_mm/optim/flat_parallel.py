@@ -69,26 +69,27 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
         super().__init__(
             module, device_ids=device_ids, broadcast_buffers=False
         )
-        self._model_parameters = [*module.parameters()]
-        self._are_trained: list[bool] = []
+        self._trained: list[nn.Parameter] = []
         self._rows: list[_Row] = []
         self._find_trained()
 
     def _find_trained(self) -> None:
-        """Make the rows anew if a hook has frozen layers, or thawed them."""
-        are_trained = [p.requires_grad for p in self._model_parameters]
-        if are_trained == self._are_trained:
-            return
-        self._are_trained = are_trained
-        rows: dict[tuple, list[nn.Parameter]] = {}
-        for parameter in self._model_parameters:
+        """Make the rows anew if a hook has changed what is trained."""
+        trained = []
+        for parameter in self.module.parameters():
             if parameter.requires_grad:
-                key = parameter.dtype, parameter.device
-                rows.setdefault(key, []).append(parameter)
+                trained.append(parameter)
             else:
                 # Frozen while gradients were accumulated: each process has
                 # its own, which an optimiser would still take.
                 parameter.grad = None
+        if [*map(id, trained)] == [*map(id, self._trained)]:
+            return
+        self._trained = trained
+        rows: dict[tuple, list[nn.Parameter]] = {}
+        for parameter in trained:
+            key = parameter.dtype, parameter.device
+            rows.setdefault(key, []).append(parameter)
         self._rows = [_Row(parameters) for parameters in rows.values()]
 
     def train_step(
@@ -124,15 +125,15 @@ class FlatDistributedDataParallel(MMDistributedDataParallel):
         loss.register_hook(lambda _: engine.queue_callback(average))
 
     def _refuse_missing(self) -> None:
-        parameters = [p for row in self._rows for p in row.parameters]
-        missing = [p for p in parameters if p.grad is None or p.grad.is_sparse]
+        missing = [
+            p for p in self._trained if p.grad is None or p.grad.is_sparse
+        ]
         if not missing:
             return
         names = {p: name for name, p in self.module.named_parameters()}
-        first = names.get(missing[0], 'no longer in the model')
         raise RuntimeError(
             f'{len(missing)} parameter(s) have no gradient, or a sparse one, '
-            f'the first is {first}: freeze what the loss does '
+            f'the first is {names[missing[0]]}: freeze what the loss does '
             'not depend on before the training, or use '
             'model_wrapper_cfg=None and find_unused_parameters=True'
         )

@@ -52,9 +52,7 @@ def train(wrapper, rank, count=1, used=True, thaw=False, freeze=False):
         inner.frozen.requires_grad_(thaw)
     model = wrapper(inner)
     inner.frozen.requires_grad_(thaw)
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], 0.1, 0.9
-    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     optim = OptimWrapper(
         optimizer, clip_grad=dict(max_norm=0.5), accumulative_counts=count
     )
@@ -62,13 +60,19 @@ def train(wrapper, rank, count=1, used=True, thaw=False, freeze=False):
     generator = torch.Generator().manual_seed(rank)
     optim.initialize_count_status(model, 0, 6)
     for step in range(6):
+        if freeze and step == 2:
+            inner.frozen.requires_grad_(True)
         if freeze and step == 3:
-            inner.extra.requires_grad_(False)
+            # Both have half of a gradient.
+            for parameter in (inner.extra, inner.frozen):
+                parameter.requires_grad_(False)
             before = inner.extra.clone()
         images = torch.randn(2, 3, 8, 8, generator=generator)
         log = model.train_step(dict(images=images), optim)
         losses.append(float(log['loss']))
-    assert not freeze or torch.equal(before, inner.extra)
+    if freeze:
+        assert torch.equal(before, inner.extra)
+        assert torch.equal(inner.frozen, torch.ones(2))
     flat = torch.cat(
         [p.detach().double().flatten() for p in model.parameters()]
     )

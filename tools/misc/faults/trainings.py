@@ -112,7 +112,8 @@ def share_a_folder(lab, tally, count):
     for number in range(count):
         work = f'shared{number}'
         first, log = lab.start(*training(work))
-        while not (lab.folder / work / 'training.lock').is_file():
+        lock = lab.folder / work / 'training.lock'
+        while first.is_alive() and not lock.is_file():
             time.sleep(0.01)
         second = lab.run(*training(work))
         first.kill()
@@ -143,7 +144,7 @@ def lose_a_process(lab, tally, count):
             '@HOOKS.register_module()\n'
             'class Lose(Hook):\n'
             '    def after_train_iter(self, runner, *a, **k):\n'
-            f'        if runner.rank and runner.iter == {2 + number}:\n'
+            f'        if runner.rank and runner.iter == {2 + number % 8}:\n'
             f'            os.kill(os.getpid(), signal.{name})\n'
         )
         (lab.folder / 'lose.py').write_text(code)
