@@ -11,3 +11,17 @@ train_pipeline = [
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 test_dataloader = val_dataloader
+
+epochs = 60
+train_cfg = dict(max_epochs=epochs, val_interval=30)
+param_scheduler = [
+    _base_.warm_up_and_cosine[0],
+    dict(
+        type='CosineAnnealingLR',
+        begin=0,
+        end=epochs,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    ),
+]
+default_hooks = dict(checkpoint=dict(interval=epochs))
