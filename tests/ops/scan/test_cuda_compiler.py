@@ -3,10 +3,14 @@
 import shutil
 
 import pytest
+import torch
 
 from evmamba_mm.ops.scan.cuda import compiler
+from evmamba_mm.ops.scan.cuda.variant import choose_variant
 
 pytest.importorskip('cuda.bindings', reason='cuda-bindings is not installed')
+# Bytes of shared memory that a block can have there.
+H200_MEMORY = 227 * 1024
 HEADERS = [file.name for file in compiler._headers()]
 
 
@@ -40,3 +44,31 @@ def test_source_may_include_any_header(sources):
     )
     code, _ = compiler.compile_source('extra.cu', {}, 'sm_90')
     assert code.startswith(b'\x7fELF')
+
+
+# Channels, states and rank; the last one's states fill no whole lanes.
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    'sizes', [(96, 16, 3), (384, 16, 12), (37, 16, 2), (64, 128, 4), (8, 5, 1)]
+)
+def test_blocks_get_the_shared_memory_that_they_take(sizes, dtype):
+    for source in ('forward.cu', 'chunks.cu', 'backward.cu'):
+        backward = source == 'backward.cu'
+        variant = choose_variant(dtype, *sizes, backward, H200_MEMORY)
+        constants = dict(variant.constants(backward))
+        # An assertion in each source compares.
+        code, _ = compiler.compile_source(source, constants, 'sm_90')
+        assert code.startswith(b'\x7fELF')
+        constants['SHARED'] -= 4
+        with pytest.raises(RuntimeError, match='another size'):
+            compiler.compile_source(source, constants, 'sm_90')
+
+
+def test_as_many_states_are_kept_as_leave_room_for_two_blocks():
+    by_width = [
+        choose_variant(torch.bfloat16, *sizes, True, H200_MEMORY)
+        for sizes in [(192, 16, 6), (384, 16, 12)]
+    ]
+    assert [variant.gap for variant in by_width] == [2, 4]
+    for variant in by_width:
+        assert variant.blocks_of_backward(H200_MEMORY) == 2

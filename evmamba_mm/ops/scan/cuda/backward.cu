@@ -60,8 +60,7 @@ __device__ __forceinline__ void finish_tile(
 
 // Gradient of dt from those of the raw step sizes, for the warp's channels.
 __device__ __forceinline__ void back_to_dt(
-    BackwardTile& s, float (*sums)[WARPS][PROJ_ROW], const float* weight,
-    int channel0, const Lane& me) {
+    BackwardTile& s, float (*sums)[WARPS][PROJ_ROW], const Lane& me) {
   constexpr int SHARE = 32 / TILE, COUNT = WARP_D / SHARE;
   const int t = me.lane / SHARE, part = me.lane % SHARE;
   float sum[RP] = {};
@@ -70,12 +69,11 @@ __device__ __forceinline__ void back_to_dt(
     // Lanes start at different channels: their rows share banks.
     const int local =
         me.warp * WARP_D + part * COUNT + (c + t) % COUNT;
-    if (channel0 + local < D) {
-      const float raw = s.delta[t][local];
-      const float* w = weight + (i64)(channel0 + local) * R;
+    const float raw = s.delta[t][local];
+    float w[RP];
+    load_row(w, s.dt_weight[local]);
 #pragma unroll
-      for (int r = 0; r < R; ++r) sum[r] = fmaf(raw, w[r], sum[r]);
-    }
+    for (int r = 0; r < R; ++r) sum[r] = fmaf(raw, w[r], sum[r]);
   }
 #pragma unroll
   for (int off = 1; off < SHARE; off *= 2)
@@ -186,6 +184,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(
   Sums total = {};
   load_decay(A, a.A_logs, group, me, channel0);
   const StepSize size(a.dt_weight, a.dt_bias, group.parameters, d);
+  if (me.step == 0)
+#pragma unroll
+    for (int r = 0; r < RP; ++r) s.dt_weight[me.local][r] = size.weight[r];
   const float skip = d < D ? a.Ds[group.parameters * D + d] : 0.f;
   if (a.start)
     move_states<false>(
@@ -229,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(
           me, channel0);
     }
     if (k == at.last) continue;
-#pragma unroll 1
+#pragma unroll 4 / GAP
     for (int slot = 0; slot < TILE / GAP; ++slot) {
       keep(s, slot, h);
       if (slot + 1 < TILE / GAP)
@@ -241,8 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(
     __syncwarp();
     MapTile::write(s.u, a.du + first * D + at.group * a.du_offset, now,
                    channel0, me);
-    back_to_dt(s, s.sums[k & 1],
-               a.dt_weight + (i64)group.parameters * D * R, channel0, me);
+    back_to_dt(s, s.sums[k & 1], me);
     // The next tile's numbers take the place of what was written.
     __syncwarp();
   }

@@ -14,10 +14,13 @@ struct BackwardTile {
   float proj[2][TILE * PROJ_ROW];
   // Those of a tile are added up during the next.
   float sums[2][TILE][WARPS][PROJ_ROW];
+  float dt_weight[BLOCK_D][RP];
   int tokens[4][TILE];
   // `u` makes place for its gradient.
   io_t u[TILE][BLOCK_D], raw_dy[TILE][BLOCK_D];
 };
+static_assert(
+    sizeof(BackwardTile) == SHARED, "the host gives another size");
 
 static_assert(SN % 4 == 0 && TILE % GAP == 0 && GAP % 2 == 0, "sizes");
 
@@ -144,14 +147,14 @@ __device__ __forceinline__ void tile_back(
     BackwardTile& s, const float* proj, float (*sums)[WARPS][PROJ_ROW],
     float (&g)[SN][SD],
     const float (&A)[SN][SD], Sums& total, const Lane& me) {
-#pragma unroll 1
+#pragma unroll 4 / GAP
   for (int slot = TILE / GAP - 1; slot >= 0; --slot) {
-#pragma unroll 1
+#pragma unroll
     for (int pair = GAP / 2 - 1; pair >= 0; --pair) {
       float h[SN][SD];
       recall(s, slot, h);
       int t = slot * GAP;
-#pragma unroll 1
+#pragma unroll
       for (int i = 0; i < 2 * pair; ++i) advance(h, A, s, proj, t++, me);
       StepSums s0 = {}, s1 = {};
       {

@@ -17,6 +17,7 @@ struct ChunkTile {
   int tokens[4][TILE];
   io_t raw[TILE][BLOCK_D];
 };
+static_assert(sizeof(ChunkTile) == SHARED, "the host gives another size");
 
 // States left by a chunk that starts from none: from the first step to the
 // last for h, backwards for its gradient, whose input is C * dy.

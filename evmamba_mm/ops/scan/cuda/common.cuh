@@ -8,7 +8,8 @@
 // then short inside a thread and a few shuffles across lanes.
 //
 // Compile-time constants given by the host: DTYPE (0 float, 1 half, 2 bfloat),
-// D channels, N states, R dt rank, SN, SD, NL, WARPS, TILE steps.
+// D channels, N states, R dt rank, SN, SD, NL, WARPS, TILE steps, and SHARED
+// bytes of shared memory.
 
 constexpr int DL = 32 / NL;
 constexpr int WARP_D = DL * SD;

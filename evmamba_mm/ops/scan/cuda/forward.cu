@@ -19,6 +19,7 @@ struct ForwardTile {
   // The input, and then the output in its place.
   io_t u[TILE][BLOCK_D];
 };
+static_assert(sizeof(ForwardTile) == SHARED, "the host gives another size");
 
 // delta and delta * u of a tile.
 __device__ __forceinline__ void expand(

@@ -4,7 +4,7 @@ Shape letters: D inner channels, N states, R dt rank.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,8 +22,10 @@ _MAX_WARPS = 6
 _SMALLEST_MEMORY = 99 * 1024
 # Warps that an SM holds at the backward's 168 registers a thread.
 _WARPS_PER_SM = 12
-# Every second or fourth state of a tile is kept in shared memory.
-_GAP = 2
+# Every second state of a tile is kept in shared memory; every fourth where
+# more blocks then share a multiprocessor. Each block reserves some of it.
+_GAPS = (2, 4)
+_RESERVED = 1024
 TILE = 16
 # Chunks cost a second pass, so they have to win more than that.
 _WORTH_CHUNKS = 3
@@ -71,6 +73,7 @@ class Variant:
     lane_channels: int
     state_lanes: int
     warps: int
+    gap: int = _GAPS[0]
 
     @property
     def block_channels(self) -> int:
@@ -99,12 +102,13 @@ class Variant:
             ('NL', self.state_lanes),
             ('WARPS', self.warps),
             ('TILE', TILE),
+            ('SHARED', self.shared_bytes(backward)),
         )
         if not backward:
             return shared
         return (
             *shared,
-            ('GAP', _GAP),
+            ('GAP', self.gap),
             ('BLOCKS', _WARPS_PER_SM // self.warps),
         )
 
@@ -112,6 +116,15 @@ class Variant:
     def _proj_row(self) -> int:
         padded = 2 * self.lane_states * self.state_lanes
         return _round_up(padded + self.rank, 8)
+
+    def blocks_of_backward(self, memory: int) -> int:
+        """Backward blocks that share a multiprocessor.
+
+        Args:
+            memory: Bytes of shared memory that a block can have.
+        """
+        fitting = (memory + _RESERVED) // (self.backward_bytes + _RESERVED)
+        return min(fitting, _WARPS_PER_SM // self.warps)
 
     def shared_bytes(self, backward: bool) -> int:
         """Shared memory of a block."""
@@ -128,8 +141,9 @@ class Variant:
         """Shared memory of a backward block."""
         rows = 2 + 2 * self.warps
         row = 3 * (self.block_channels + 4) + rows * self._proj_row
-        kept = self.lane_states * self.lane_channels * self.threads // _GAP
-        size = 4 * TILE * (row + kept + 4)
+        kept = self.lane_states * self.lane_channels * self.threads // self.gap
+        weights = self.block_channels * _round_up(self.rank, 4)
+        size = 4 * (TILE * (row + kept + 4) + weights)
         return size + 2 * TILE * self.block_channels * self.dtype.itemsize
 
 
@@ -171,10 +185,14 @@ def choose_variant(
     ]
     fitting = [v for v in variants if v.shared_bytes(backward) <= memory]
     # One warp fits into any GPU's memory but for states by the hundred.
-    return min(
+    chosen = min(
         fitting or variants[:1],
         key=lambda v: (v.splits * v.warps, -v.warps),
     )
+    if not backward:
+        return chosen
+    by_gap = [replace(chosen, gap=gap) for gap in _GAPS]
+    return max(by_gap, key=lambda v: v.blocks_of_backward(memory))
 
 
 @functools.cache
