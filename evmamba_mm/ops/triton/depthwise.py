@@ -383,15 +383,11 @@ def _grad_kernel(
     tl.store(sums + 9 * channels, total, mask=inside)
 
 
-_WARPS = 4
-# Channels of a thread. With more, the nine weights and eight sums of each fill
-# the registers, which GELU needs too; the gradient holds ten sums beside them.
+_WARPS = 2
+# Channels of a thread. With more, the nine weights and the sums of each fill
+# the registers, which a GELU, or the activation's gradient, needs too.
 _PER_THREAD = 4
-_PER_THREAD_OF_GELU = 2
-_PER_THREAD_OF_GRADIENT = 2
-_COLUMNS_OF_GRADIENT = 16
-# Less high than that, a map has too few patches for many threads.
-_LOW = 14
+_PER_THREAD_IF_FULL = 2
 _MAX_ROWS = 14
 
 
@@ -408,18 +404,13 @@ class Plan(NamedTuple):
     patches: int
     blocks: int
     chunks: int
-    warps: int
 
 
-def _cut(
-    shape: tuple[int, ...],
-    columns: int,
-    block_c: int,
-    per_thread: int,
-    warps: int,
-) -> Plan:
+def _cut(shape: tuple[int, ...], columns: int, per_thread: int) -> Plan:
     batch, height, width, channels = shape
-    block_p = warps * 32 * per_thread // block_c
+    # The block that wastes least of the channels, and the widest such.
+    block_c = min((64, 32, 16), key=lambda c: -(-channels // c) * c)
+    block_p = _WARPS * 32 * per_thread // block_c
     chunks = -(-channels // block_c)
     across = batch * -(-width // columns)
 
@@ -434,26 +425,21 @@ def _cut(
     enough = _enough_programs()
     rows = next((r for r in by_reads if blocks(r) * chunks >= enough), 1)
     patches = across * -(-height // rows)
-    return Plan(block_p, block_c, rows, patches, blocks(rows), chunks, warps)
+    return Plan(block_p, block_c, rows, patches, blocks(rows), chunks)
 
 
 @functools.lru_cache(maxsize=1024)
 def conv_plan(shape: tuple[int, ...], activation: str) -> Plan:
     """For a convolution of a feature map (B, H, W, C)."""
-    channels = shape[3]
-    # The block that wastes least of the channels, and the widest such.
-    block_c = min((64, 32, 16), key=lambda c: -(-channels // c) * c)
-    per_thread = _PER_THREAD_OF_GELU if activation == 'gelu' else _PER_THREAD
-    return _cut(shape, 4, block_c, per_thread, _WARPS)
+    full = activation == 'gelu'
+    return _cut(shape, 4, _PER_THREAD_IF_FULL if full else _PER_THREAD)
 
 
 @functools.lru_cache(maxsize=1024)
-def gradient_plan(shape: tuple[int, ...]) -> Plan:
+def gradient_plan(shape: tuple[int, ...], activation: str) -> Plan:
     """For the gradients of the weight and before the activation."""
-    per_thread, warps = _PER_THREAD_OF_GRADIENT, _WARPS
-    if shape[1] < _LOW:
-        per_thread, warps = 2 * per_thread, warps // 2
-    return _cut(shape, 2, _COLUMNS_OF_GRADIENT, per_thread, warps)
+    full = activation != 'none'
+    return _cut(shape, 2, _PER_THREAD_IF_FULL if full else _PER_THREAD)
 
 
 def _vectors(norm: ChannelNorm | None) -> tuple[Tensor | None, ...]:
@@ -496,7 +482,7 @@ def _convolve(
             0.0 if input_norm is None else float(input_norm.eps),
         ),
         (flip, plan.block_p, plan.block_c, activation, input_activation),
-        plan.warps,
+        _WARPS,
     )  # fmt: skip
     return sum_parts(sums, 1, y.dtype) if pooled else None
 
@@ -520,10 +506,10 @@ def _backward(
     x, stride = pixel_rows(x)
     dy, dy_stride = pixel_rows(dy)
     _, height, width, channels = x.shape
-    plan = gradient_plan(x.shape)
+    plan = gradient_plan(x.shape, activation)
     dz = dy if activation == 'none' else torch.empty_like(dx)
     # As many blocks for each program, so that all end at one time.
-    turns = -(-plan.blocks * plan.chunks // (2 * _enough_programs()))
+    turns = -(-plan.blocks * plan.chunks // common.LIMITS.partial_sums)
     slots = -(-plan.blocks // turns)
     sums = torch.empty(
         slots, 10, channels, dtype=torch.float32, device=x.device
@@ -540,7 +526,7 @@ def _backward(
             channels, stride, dy_stride,
         ),
         (activation, plan.block_p, plan.block_c),
-        plan.warps,
+        _WARPS,
     )  # fmt: skip
     _convolve(dz, weight, None, dx, True, 'none')
     return dx, sum_parts_turned(sums)

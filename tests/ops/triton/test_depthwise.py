@@ -76,7 +76,9 @@ def want_programs(monkeypatch):
     """Cuts maps for the programs that so many multiprocessors want."""
 
     def want(multiprocessors):
-        limits = common.LIMITS._replace(multiprocessors=multiprocessors)
+        limits = common.LIMITS._replace(
+            multiprocessors=multiprocessors, partial_sums=8 * multiprocessors
+        )
         monkeypatch.setattr(common, 'LIMITS', limits)
         clear()
 
