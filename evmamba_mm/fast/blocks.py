@@ -21,9 +21,13 @@ from ..layers import (
     SqueezeExcite,
 )
 from ..layers.layer_norm import channels_first, channels_last
-from ..ops.triton.batch_norm import batch_norm_act, batch_norm_add_inference
-from ..ops.triton.depthwise import (
+from ..ops.triton.batch_norm import (
     ChannelNorm,
+    batch_norm_act,
+    batch_norm_add_inference,
+    statistics,
+)
+from ..ops.triton.depthwise import (
     depthwise_conv3x3,
     depthwise_conv3x3_inference,
 )
@@ -59,10 +63,27 @@ def _norm_act(
     """BatchNorm and activation in one step; Identity stands for no norm."""
     if isinstance(norm, nn.Identity):
         return x if activation == 'none' else _ACTIVATIONS[activation](x)
-    *tensors, eps = _fixed_norm(norm)
+    *tensors, eps, _ = _fixed_norm(norm)
     update = norm.training, norm.momentum, eps
     batches = norm.num_batches_tracked
     return batch_norm_act(x, *tensors, *update, activation, dtype, batches)
+
+
+def _norm_before_relu(
+    norm: nn.Module, x: Tensor
+) -> tuple[Tensor, ChannelNorm | None]:
+    """A map, and the norm before its ReLU for the kernel that reads it.
+
+    Without a norm the map is activated here.
+    """
+    if isinstance(norm, nn.Identity):
+        return x.relu(), None
+    fixed = _fixed_norm(norm)
+    mean, var = statistics(
+        *(x, fixed.mean, fixed.var, norm.training, norm.momentum),
+        norm.num_batches_tracked,
+    )
+    return x, fixed._replace(mean=mean, var=var, own=norm.training)
 
 
 def _is_fixed(*modules: nn.Module) -> bool:
@@ -156,10 +177,10 @@ def _inverted_residual(
     first, reduce, expand, last = _linear_maps(
         dtype, conv_pw, se.conv_reduce, se.conv_expand, conv_pw2
     )
+    gates = [(weight.to(dtype), bias) for weight, bias in (reduce, expand)]
     x = channels_last(x)
     y = linear(x.to(dtype), *first)
     fixed = _is_fixed(block.drop_path, norm_pw, norm_dw, norm_pw2)
-    mean = None
     if fixed:
         y, mean = depthwise_conv3x3_inference(
             y,
@@ -172,15 +193,17 @@ def _inverted_residual(
             input_activation='relu',
             pooled=True,
         )
+        y = squeeze_excite(y, *gates[0], *gates[1], dtype, mean)
     else:
-        y = _norm_act(norm_pw, y, 'relu', dtype)
-        y = depthwise_conv3x3(y, conv_dw.weight, conv_dw.bias, 'none', dtype)
-        y = _norm_act(norm_dw, y, 'relu', dtype)
-    gates = [(weight.to(dtype), bias) for weight, bias in (reduce, expand)]
-    y = squeeze_excite(y, *gates[0], *gates[1], dtype, mean)
+        y, norm = _norm_before_relu(norm_pw, y)
+        y = depthwise_conv3x3(
+            y, conv_dw.weight, conv_dw.bias, 'none', dtype, norm
+        )
+        y, norm = _norm_before_relu(norm_dw, y)
+        y = squeeze_excite(y, *gates[0], *gates[1], dtype, norm_relu=norm)
     y = linear(y, *last)
     if fixed and isinstance(norm_pw2, nn.BatchNorm2d):
-        y = batch_norm_add_inference(y, *_fixed_norm(norm_pw2), x)
+        y = batch_norm_add_inference(y, *_fixed_norm(norm_pw2)[:5], x)
         return channels_first(y)
     y = _norm_act(norm_pw2, y, 'none', dtype)
     scale = block.drop_path.sample_scale(y)

@@ -38,7 +38,7 @@ def _depthwise(
     activation: str,
     input_activation: str = 'none',
 ) -> Tensor:
-    from ..ops.triton.depthwise import depthwise_conv3x3_op
+    from ..ops.triton.depthwise_op import depthwise_conv3x3_op
 
     x = x.permute(0, 2, 3, 1).to(autocast_dtype(x))
     y = depthwise_conv3x3_op(x, weight, bias, activation, input_activation)

@@ -7,6 +7,7 @@ Shape letters: B batch, H W feature map, M tokens, C channels, P parts.
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
@@ -34,6 +35,27 @@ _PART_TILE = 2048
 _MAX_PARTS = 256
 # Rows that a program should have which writes as much as it reads.
 _MIN_ROWS = 64
+
+
+class ChannelNorm(NamedTuple):
+    """``(x - mean) rsqrt(var + eps) weight + bias`` by given statistics.
+
+    Args:
+        weight: (C,).
+        bias: (C,).
+        mean: (C,).
+        var: Variance, (C,).
+        eps: Added to the variance.
+        own: Whether the statistics are those of x, so that its gradient goes
+            through them, too; else they are constants.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    eps: float
+    own: bool = False
 
 
 @functools.lru_cache(maxsize=1024)
@@ -159,7 +181,7 @@ def _merge_kernel(
 
 # rstd = 1 / sqrt(var + eps), scale = rstd * weight
 @triton.jit
-def _load_norm(
+def load_norm(
     weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, columns, C: tl.constexpr
 ):
     """Mean, rstd, scale and bias of each channel in fp32, (1, BLOCK_C)."""
@@ -194,7 +216,7 @@ def _forward_kernel(
 ):
     program, programs, columns = place(C, BLOCK_C)
     inside = columns < C
-    mean, _, scale, bias = _load_norm(
+    mean, _, scale, bias = load_norm(
         weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, columns, C
     )
     # From the end, which the pass before has left in the cache.
@@ -248,7 +270,7 @@ def _parameters_kernel(
     """
     program, programs, columns = place(C, BLOCK_C)
     inside = columns < C
-    mean, rstd, scale, bias = _load_norm(
+    mean, rstd, scale, bias = load_norm(
         weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, columns, C
     )
     dweight = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
@@ -297,7 +319,7 @@ def _input_kernel(
     """Gradient of x where the statistics are its own."""
     program, programs, columns = place(C, BLOCK_C)
     inside = columns < C
-    mean, rstd, scale, bias = _load_norm(
+    mean, rstd, scale, bias = load_norm(
         weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, columns, C
     )
     along = load_channels(sums_ptr, columns, C) / tokens
@@ -316,7 +338,7 @@ def _input_kernel(
         store_rows(dx_ptr, rows, C, columns, mask, dx)
 
 
-def _statistics(
+def _batch_statistics(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -409,7 +431,7 @@ def _forward(
     return y
 
 
-def _backward(
+def batch_norm_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -461,6 +483,23 @@ def _backward(
     return dx, sums
 
 
+def norm_relu_backward(
+    du: Tensor, x: Tensor, norm: ChannelNorm
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x and of the norm's vectors, from that of ``relu(norm)``.
+
+    Args:
+        du: Gradient of the ReLU's result.
+        x: Feature map (B, H, W, C).
+        norm: Its norm.
+    """
+    dx, (dweight, dbias) = batch_norm_backward(
+        du, x, *norm[:4], norm.own, norm.eps, 'relu'
+    )
+    dweight, dbias = dweight.to(norm.weight.dtype), dbias.to(norm.bias.dtype)
+    return dx, dweight, dbias, None, None
+
+
 class _BatchNormAct(torch.autograd.Function):
     """Norm by given statistics.
 
@@ -478,10 +517,48 @@ class _BatchNormAct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         tensors = ctx.saved_tensors
-        dx, (dweight, dbias) = _backward(dy, *tensors, *ctx.options)
+        dx, (dweight, dbias) = batch_norm_backward(dy, *tensors, *ctx.options)
         _, weight, bias, _, _ = tensors
         dweight, dbias = dweight.to(weight.dtype), dbias.to(bias.dtype)
         return dx, dweight, dbias, *(None,) * 6
+
+
+def statistics(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    num_batches_tracked: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel that a BatchNorm normalises by.
+
+    Args:
+        x: Feature map of shape (B, H, W, C).
+        running_mean: As of :func:`batch_norm_act`.
+        running_var: As of :func:`batch_norm_act`.
+        training: As of :func:`batch_norm_act`.
+        momentum: As of :func:`batch_norm_act`.
+        num_batches_tracked: As of :func:`batch_norm_act`.
+
+    Returns:
+        Those of the batch in training, else the running ones, (C,) each.
+
+    Raises:
+        ValueError: If training meets one value per channel.
+    """
+    vectors = running_mean, running_var
+    assert all(v is None or v.shape == x.shape[-1:] for v in vectors)
+    if not training:
+        return running_mean, running_var
+    if x.shape[:-1].numel() == 1:
+        raise ValueError(
+            'Expected more than 1 value per channel when training, got '
+            f'input of shape {tuple(x.shape)}'
+        )
+    return _batch_statistics(
+        x.detach(), running_mean, running_var, momentum, num_batches_tracked
+    )
 
 
 def batch_norm_act(
@@ -526,18 +603,10 @@ def batch_norm_act(
 
     Source: Batch Normalization (arXiv:1502.03167).
     """
-    vectors = (weight, bias, running_mean, running_var)
-    assert all(v is None or v.shape == x.shape[-1:] for v in vectors)
-    mean, var = running_mean, running_var
-    if training:
-        if x.shape[:-1].numel() == 1:
-            raise ValueError(
-                'Expected more than 1 value per channel when training, got '
-                f'input of shape {tuple(x.shape)}'
-            )
-        mean, var = _statistics(
-            x.detach(), mean, var, momentum, num_batches_tracked
-        )
+    assert weight.shape == bias.shape == x.shape[-1:]
+    mean, var = statistics(
+        x, running_mean, running_var, training, momentum, num_batches_tracked
+    )
     if not torch.is_grad_enabled():
         return _forward(x, weight, bias, mean, var, eps, activation, dtype)
     return _BatchNormAct.apply(

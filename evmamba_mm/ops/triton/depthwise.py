@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
+from .batch_norm import ChannelNorm, norm_relu_backward
 from .common import (
     activate,
     activation_grad,
@@ -26,24 +27,6 @@ from .common import (
     pixel_rows,
 )
 from .sums import sum_parts, sum_parts_turned
-
-
-class ChannelNorm(NamedTuple):
-    """BatchNorm in evaluation, ``(y - mean) rsqrt(var + eps) weight + bias``.
-
-    Args:
-        weight: (C,).
-        bias: (C,).
-        mean: Running mean, (C,).
-        var: Running variance, (C,).
-        eps: Added to the variance.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    var: Tensor
-    eps: float
 
 
 @triton.jit
@@ -112,32 +95,46 @@ def _load_wide_row(x, stride, mask, col, width):
     return x0, x1, x2, x3, x4, x5
 
 
+# The convolution pads its input with zeros after the norm. An activation that
+# follows must keep zero.
 @triton.jit
-def _normalize(x, scale, shift, inside):
-    """``x * scale + shift`` inside of the map, and zero outside of it.
-
-    The convolution pads its input with zeros after the norm. An activation
-    that follows must keep zero.
-    """
-    return tl.where(inside, x.to(tl.float32) * scale + shift, 0.0)
+def _prepare(
+    x, scale, shift, inside, NORM: tl.constexpr, ACTIVATION: tl.constexpr
+):
+    """A column after norm and activation, and zero outside of the map."""
+    if NORM:
+        x = tl.where(inside, x.to(tl.float32) * scale + shift, 0.0)
+    return activate(x, ACTIVATION)
 
 
 @triton.jit
 def _prepare_row(
+    x0, x1, x2, x3, scale, shift, inside, col, width,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Columns col - 1 to col + 2 of a row after norm and activation."""
+    x0 = _prepare(x0, scale, shift, inside & (col > 0), NORM, ACTIVATION)
+    x1 = _prepare(x1, scale, shift, inside, NORM, ACTIVATION)
+    inside &= col + 1 < width
+    x2 = _prepare(x2, scale, shift, inside, NORM, ACTIVATION)
+    inside &= col + 2 < width
+    x3 = _prepare(x3, scale, shift, inside, NORM, ACTIVATION)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _prepare_wide_row(
     x0, x1, x2, x3, x4, x5, scale, shift, inside, col, width,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Columns col - 1 to col + 4 of a row after norm and activation."""
-    if NORM:
-        x0 = _normalize(x0, scale, shift, inside & (col > 0))
-        x1 = _normalize(x1, scale, shift, inside)
-        x2 = _normalize(x2, scale, shift, inside & (col + 1 < width))
-        x3 = _normalize(x3, scale, shift, inside & (col + 2 < width))
-        x4 = _normalize(x4, scale, shift, inside & (col + 3 < width))
-        x5 = _normalize(x5, scale, shift, inside & (col + 4 < width))
-    x0, x1 = activate(x0, ACTIVATION), activate(x1, ACTIVATION)
-    x2, x3 = activate(x2, ACTIVATION), activate(x3, ACTIVATION)
-    x4, x5 = activate(x4, ACTIVATION), activate(x5, ACTIVATION)
+    x0, x1, x2, x3 = _prepare_row(
+        x0, x1, x2, x3, scale, shift, inside, col, width, NORM, ACTIVATION
+    )
+    inside &= col + 3 < width
+    x4 = _prepare(x4, scale, shift, inside, NORM, ACTIVATION)
+    inside &= col + 4 < width
+    x5 = _prepare(x5, scale, shift, inside, NORM, ACTIVATION)
     return x0, x1, x2, x3, x4, x5
 
 
@@ -257,7 +254,7 @@ def _conv_kernel(
         x += width * stride
         inside = mask & (top + i < height) & (i <= rows)
         n0, n1, n2, n3, n4, n5 = _load_wide_row(x, stride, inside, col, width)
-        r0, r1, r2, r3, r4, r5 = _prepare_row(
+        r0, r1, r2, r3, r4, r5 = _prepare_wide_row(
             r0, r1, r2, r3, r4, r5, in_scale, in_shift,
             (top + i > 0) & (top + i <= height), col, width,
             in_weight_ptr is not None, INPUT_ACTIVATION,
@@ -298,17 +295,32 @@ def _preactivation_grad(
 @triton.jit
 def _walk_down(
     x, dy, dz, mask, top, col, height, width, rows,
-    channels, stride, dy_stride, w0, w1, w2, w3, w4, w5, w6, w7, w8, bias,
+    channels, stride, dy_stride, in_scale, in_shift,
+    w0, w1, w2, w3, w4, w5, w6, w7, w8, bias,
     g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, ACTIVATION: tl.constexpr,
+    NORM: tl.constexpr, INPUT_ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Add the part of a strip, whose first pixel is pointed at, to sums."""
     line = width * stride
     # Rows at the top, in the middle and at the bottom of the window.
-    t0, t1, t2, t3 = _load_row(x - line, stride, mask & (top > 0), col, width)
+    inside = mask & (top > 0)
+    t0, t1, t2, t3 = _load_row(x - line, stride, inside, col, width)
+    t0, t1, t2, t3 = _prepare_row(
+        t0, t1, t2, t3, in_scale, in_shift, inside, col, width,
+        NORM, INPUT_ACTIVATION,
+    )  # fmt: skip
     m0, m1, m2, m3 = _load_row(x, stride, mask, col, width)
+    m0, m1, m2, m3 = _prepare_row(
+        m0, m1, m2, m3, in_scale, in_shift, mask, col, width,
+        NORM, INPUT_ACTIVATION,
+    )  # fmt: skip
     x += line
     inside = mask & (top + 1 < height)
     b0, b1, b2, b3 = _load_row(x, stride, inside, col, width)
+    b0, b1, b2, b3 = _prepare_row(
+        b0, b1, b2, b3, in_scale, in_shift, inside, col, width,
+        NORM, INPUT_ACTIVATION,
+    )  # fmt: skip
     d0, d1 = _load_pair(dy, dy_stride, mask, col, width)
     for i in range(rows):
         # The next row is on its way while this one is computed with.
@@ -333,19 +345,24 @@ def _walk_down(
         g9 += p0 + p1
         t0, t1, t2, t3 = m0, m1, m2, m3
         m0, m1, m2, m3 = b0, b1, b2, b3
-        b0, b1, b2, b3 = n0, n1, n2, n3
+        b0, b1, b2, b3 = _prepare_row(
+            n0, n1, n2, n3, in_scale, in_shift, inside, col, width,
+            NORM, INPUT_ACTIVATION,
+        )  # fmt: skip
         d0, d1 = e0, e1
     return g0, g1, g2, g3, g4, g5, g6, g7, g8, g9
 
 
 # dz = dy * activation'(z), dbias = sum of dz,
-# dweight[i, j] = sum of dz[row, col] * x[row + i, col + j].
-# Then dx is the convolution of dz by the rotated weight.
+# dweight[i, j] = sum of dz[row, col] * u[row + i, col + j], u as above.
+# Then du is the convolution of dz by the rotated weight.
 @triton.jit(do_not_specialize=_SIZES)
 def _grad_kernel(
     x_ptr, w_ptr, bias_ptr, dy_ptr, dz_ptr, sums_ptr,
+    in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
     patches, height, width, rows, blocks, slots, channels, stride, dy_stride,
-    ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    in_eps, ACTIVATION: tl.constexpr, INPUT_ACTIVATION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Gradient before the activation; sums of the weight's and the bias's."""
     chunks = tl.cdiv(channels, BLOCK_C)
@@ -360,6 +377,12 @@ def _grad_kernel(
     bias = zero
     if bias_ptr is not None:
         bias += _load_vector(bias_ptr, c, inside)
+    in_scale, in_shift = 1.0, 0.0
+    if in_weight_ptr is not None:
+        in_scale, in_shift = _load_norm(
+            in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
+            in_eps, c, inside,
+        )  # fmt: skip
     g0, g1, g2, g3, g4 = zero, zero, zero, zero, zero
     g5, g6, g7, g8, g9 = zero, zero, zero, zero, zero
     for block in range(slot, blocks, slots):
@@ -371,9 +394,10 @@ def _grad_kernel(
             dy_ptr + pixel * dy_stride + c,
             dz_ptr + pixel * channels + c,
             (patch < patches) & inside, top, col, height, width, rows,
-            channels, stride, dy_stride,
+            channels, stride, dy_stride, in_scale, in_shift,
             w0, w1, w2, w3, w4, w5, w6, w7, w8, bias,
             g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, ACTIVATION,
+            in_weight_ptr is not None, INPUT_ACTIVATION,
         )  # fmt: skip
     sums = sums_ptr + slot * 10 * channels + c
     _store_sums(sums, channels, g0, g1, g2, inside)
@@ -487,18 +511,20 @@ def _convolve(
     return sum_parts(sums, 1, y.dtype) if pooled else None
 
 
-def _backward(
+def conv_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
+    input_norm: ChannelNorm | None = None,
+    input_activation: str = 'none',
 ) -> tuple[Tensor, Tensor]:
-    """Launch the backward.
+    """Launch the backward, for what the norm and the activation of x give.
 
     Returns:
-        Gradient of x, and in fp32 those of the weight and then of the bias,
-        (9 C + C,). The bias's is there even if the bias is not.
+        Gradient of what is convolved, and in fp32 those of the weight and then
+        of the bias, (9 C + C,). The bias's is there even if the bias is not.
     """
     dx = dense_like(x, x.dtype)
     if x.numel() == 0:
@@ -520,19 +546,21 @@ def _backward(
         (
             x, weight.contiguous(),
             None if bias is None else bias.contiguous(), dy, dz, sums,
+            *_vectors(input_norm),
         ),
         (
             plan.patches, height, width, plan.rows, plan.blocks, slots,
             channels, stride, dy_stride,
+            0.0 if input_norm is None else float(input_norm.eps),
         ),
-        (activation, plan.block_p, plan.block_c),
+        (activation, input_activation, plan.block_p, plan.block_c),
         _WARPS,
     )  # fmt: skip
     _convolve(dz, weight, None, dx, True, 'none')
     return dx, sum_parts_turned(sums)
 
 
-def _split_sums(
+def split_sums(
     sums: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the weight and the bias in their dtypes."""
@@ -543,74 +571,40 @@ def _split_sums(
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, activation, dtype):
-        ctx.save_for_backward(x, weight, bias)
-        ctx.activation = activation
-        return depthwise_conv3x3_inference(x, weight, bias, activation, dtype)
+    def forward(ctx, x, weight, bias, activation, dtype, settings, *norm):
+        ctx.save_for_backward(x, weight, bias, *norm)
+        ctx.activation, ctx.settings = activation, settings
+        norm = ChannelNorm(*norm, *settings) if norm else None
+        return _forward(x, weight, bias, activation, dtype, norm)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, weight, bias = ctx.saved_tensors
-        dx, sums = _backward(dy, x, weight, bias, ctx.activation)
-        return dx, *_split_sums(sums, weight, bias), None, None
+        x, weight, bias, *norm = ctx.saved_tensors
+        norm = ChannelNorm(*norm, *ctx.settings) if norm else None
+        dx, sums = conv_backward(
+            *(dy, x, weight, bias, ctx.activation, norm),
+            'none' if norm is None else 'relu',
+        )
+        dnorm = ()
+        if norm is not None:
+            dx, *dnorm = norm_relu_backward(dx, x, norm)
+        return dx, *split_sums(sums, weight, bias), None, None, None, *dnorm
 
 
-@torch.library.custom_op('evmamba_mm::depthwise_conv3x3', mutates_args=())
-def _op(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
-    input_activation: str,
+    dtype: torch.dtype,
+    norm: ChannelNorm | None,
 ) -> Tensor:
     return depthwise_conv3x3_inference(
-        x, weight, bias, activation, x.dtype, None, None, input_activation
+        *(x, weight, bias, activation, dtype),
+        input_norm=norm,
+        input_activation='none' if norm is None else 'relu',
     )
-
-
-@_op.register_fake
-def _(x, weight, bias, activation, input_activation):
-    return x.new_empty(x.shape)
-
-
-@torch.library.custom_op(
-    'evmamba_mm::depthwise_conv3x3_backward', mutates_args=()
-)
-def _backward_op(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-) -> tuple[Tensor, Tensor]:
-    return _backward(dy, x, weight, bias, activation)
-
-
-@_backward_op.register_fake
-def _(dy, x, weight, bias, activation):
-    sums = x.new_empty(10 * x.shape[3], dtype=torch.float32)
-    return x.new_empty(x.shape), sums
-
-
-def _op_setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, ctx.activation, ctx.input_activation = inputs
-    ctx.save_for_backward(x, weight, bias)
-
-
-def _op_backward(ctx, dy):
-    if ctx.input_activation != 'none':
-        raise RuntimeError('the input is only activated without gradients')
-    x, weight, bias = ctx.saved_tensors
-    dx, sums = _backward_op(dy, x, weight, bias, ctx.activation)
-    return dx, *_split_sums(sums, weight, bias), None, None
-
-
-_op.register_autograd(_op_backward, setup_context=_op_setup_context)
-
-# For torch.compile: (x, weight, bias, activation, input_activation) to y in
-# the dtype of x. The input's activation, 'none' or 'relu', has no gradient.
-depthwise_conv3x3_op = torch.ops.evmamba_mm.depthwise_conv3x3
 
 
 def depthwise_conv3x3(
@@ -619,26 +613,34 @@ def depthwise_conv3x3(
     bias: Tensor | None,
     activation: str,
     dtype: torch.dtype,
+    norm_relu: ChannelNorm | None = None,
 ) -> Tensor:
     """Convolve each channel by 3x3 at stride 1, then activate.
 
     The padding is zero. The kernels compute in fp32 and store only their
-    inputs for the backward.
+    inputs for the backward: of a norm before the convolution its input alone.
 
     Args:
         x: Feature map of shape (B, H, W, C), channels innermost in memory;
             another layout is copied.
         weight: As of ``nn.Conv2d`` with C groups, (C, 1, 3, 3).
         bias: (C,) or None.
-        activation: 'none', 'relu', 'gelu' (the exact one) or 'silu'.
+        activation: 'none', 'relu', 'gelu' (the exact one) or 'silu'; 'none'
+            behind a norm.
         dtype: Dtype of the result.
+        norm_relu: Norm of x before the convolution, with ReLU, or None.
 
     Returns:
         Feature map of shape (B, H, W, C).
     """
-    if torch.is_grad_enabled():
-        return _DepthwiseConv.apply(x, weight, bias, activation, dtype)
-    return depthwise_conv3x3_inference(x, weight, bias, activation, dtype)
+    if not torch.is_grad_enabled():
+        return _forward(x, weight, bias, activation, dtype, norm_relu)
+    # The gradient of an activation is not made to see the norm.
+    assert norm_relu is None or activation == 'none'
+    norm = () if norm_relu is None else norm_relu
+    return _DepthwiseConv.apply(
+        *(x, weight, bias, activation, dtype, norm[4:], *norm[:4])
+    )
 
 
 def depthwise_conv3x3_inference(

@@ -4,7 +4,8 @@
     logits = expand(relu(reduce(mean over H W of x)))
 
 The map is read twice, or once if its mean is given, and written once; the two
-small products are torch's.
+small products are torch's. A BatchNorm with ReLU before it is computed where
+the map is read.
 
 Shape letters: B batch, H W feature map, T = H W tokens, C channels, E hidden
 channels, P programs of an image's block of channels.
@@ -15,8 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .batch_norm import ChannelNorm, load_norm, norm_relu_backward
 from .common import (
     Tile,
+    activate,
     as_rows,
     dense_like,
     fast_sigmoid,
@@ -51,6 +54,18 @@ def _locate(programs, program_rows, C: tl.constexpr, BLOCK_C: tl.constexpr):
     return columns, image, part % programs * program_rows, part
 
 
+@triton.jit
+def _load_map(
+    x_ptr, rows, stride, columns, mask, shift, scale, bias, NORM: tl.constexpr
+):
+    """Tile of x, or of ``relu((x - shift) * scale + bias)``, in fp32."""
+    x = load_rows(x_ptr, rows, stride, columns, mask)
+    if NORM:
+        # That of the zeros outside is not zero.
+        x = tl.where(mask, activate((x - shift) * scale + bias, 'relu'), 0.0)
+    return x
+
+
 # Forward: sums[image, p] = sum over the tokens of program p of x / T
 # Backward: sums[image, p] = sum of x * dy, times gate * (1 - gate)
 @triton.jit
@@ -59,6 +74,10 @@ def _sum_kernel(
     x_ptr,
     dy_ptr,
     logits_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    var_ptr,
     tokens,
     programs,
     x_image_stride,
@@ -66,6 +85,7 @@ def _sum_kernel(
     dy_image_stride,
     dy_stride,
     steps,
+    eps,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -78,11 +98,19 @@ def _sum_kernel(
     x_ptr += image * x_image_stride
     if dy_ptr is not None:
         dy_ptr += image * dy_image_stride
+    shift, scale, bias = 0.0, 1.0, 0.0
+    if weight_ptr is not None:
+        shift, _, scale, bias = load_norm(
+            weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, columns, C
+        )
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for step in tl.range(steps, num_stages=NUM_STAGES):
         rows = first + step * BLOCK_M + tl.arange(0, BLOCK_M)
         mask = (rows < tokens)[:, None] & inside[None, :]
-        x = load_rows(x_ptr, rows, x_stride, columns, mask)
+        x = _load_map(
+            x_ptr, rows, x_stride, columns, mask, shift, scale, bias,
+            weight_ptr is not None,
+        )  # fmt: skip
         if dy_ptr is not None:
             x *= load_rows(dy_ptr, rows, dy_stride, columns, mask)
         total += x
@@ -103,11 +131,16 @@ def _scale_kernel(
     x_ptr,
     logits_ptr,
     dmean_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    var_ptr,
     tokens,
     programs,
     image_stride,
     row_stride,
     steps,
+    eps,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -115,16 +148,24 @@ def _scale_kernel(
     columns, image, first, _ = _locate(programs, steps * BLOCK_M, C, BLOCK_C)
     inside = columns < C
     gate = fast_sigmoid(load_channels(logits_ptr + image * C, columns, C))
-    shift = tl.zeros((BLOCK_C,), tl.float32)
+    dmean = tl.zeros((BLOCK_C,), tl.float32)
     if dmean_ptr is not None:
-        shift = load_channels(dmean_ptr + image * C, columns, C) / tokens
+        dmean = load_channels(dmean_ptr + image * C, columns, C) / tokens
+    shift, scale, bias = 0.0, 1.0, 0.0
+    if weight_ptr is not None:
+        shift, _, scale, bias = load_norm(
+            weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, columns, C
+        )
     x_ptr += image * image_stride
     y_ptr += image * tokens * C
     for step in range(steps):
         rows = first + step * BLOCK_M + tl.arange(0, BLOCK_M)
         mask = (rows < tokens)[:, None] & inside[None, :]
-        x = load_rows(x_ptr, rows, row_stride, columns, mask)
-        y = x * gate[None, :] + shift[None, :]
+        x = _load_map(
+            x_ptr, rows, row_stride, columns, mask, shift, scale, bias,
+            weight_ptr is not None,
+        )  # fmt: skip
+        y = x * gate[None, :] + dmean[None, :]
         store_rows(y_ptr, rows, C, columns, mask, y)
 
 
@@ -141,9 +182,19 @@ def _share_out(
     return tile, blocks, programs, min(steps, -(-tokens // tile.rows))
 
 
+def _norm_arguments(
+    norm: ChannelNorm | None,
+) -> tuple[tuple[Tensor | None, ...], float]:
+    """Pointers and the number of a norm, as the kernels take them."""
+    if norm is None:
+        return (None,) * 4, 0.0
+    return tuple(x.contiguous() for x in norm[:4]), float(norm.eps)
+
+
 def _channel_sums(
     x: Tensor,
     dtype: torch.dtype,
+    norm: ChannelNorm | None,
     dy: Tensor | None = None,
     logits: Tensor | None = None,
 ) -> Tensor:
@@ -160,11 +211,12 @@ def _channel_sums(
     if batch > 0:
         strides = *x.stride()[:2], *(x if dy is None else dy).stride()[:2]
         stages = pipeline_stages(tile.rows * tile.columns, x, dy)
+        vectors, eps = _norm_arguments(norm)
         launch(
             _sum_kernel,
             (batch * programs * blocks, 1, 1),
-            (sums, x, dy, logits),
-            (tokens, programs, *strides, steps),
+            (sums, x, dy, logits, *vectors),
+            (tokens, programs, *strides, steps, eps),
             (channels, tile.rows, tile.columns, stages),
             tile.warps,
         )
@@ -172,7 +224,11 @@ def _channel_sums(
 
 
 def _scale(
-    y: Tensor, x: Tensor, logits: Tensor, dmean: Tensor | None = None
+    y: Tensor,
+    x: Tensor,
+    logits: Tensor,
+    norm: ChannelNorm | None,
+    dmean: Tensor | None = None,
 ) -> None:
     """Write ``x * sigmoid(logits)``, and the share of the mean's gradient."""
     batch, tokens, channels = x.shape
@@ -180,11 +236,12 @@ def _scale(
         x.shape, _SCALE_ELEMENTS, at_least=64, waves=4
     )
     if batch > 0:
+        vectors, eps = _norm_arguments(norm)
         launch(
             _scale_kernel,
             (batch * programs * blocks, 1, 1),
-            (y, x, logits, dmean),
-            (tokens, programs, *x.stride()[:2], steps),
+            (y, x, logits, dmean, *vectors),
+            (tokens, programs, *x.stride()[:2], steps, eps),
             (channels, tile.rows, tile.columns),
             tile.warps,
         )
@@ -209,54 +266,68 @@ def _as_rows(x: Tensor) -> Tensor:
 
 
 def _gates(
-    x: Tensor, mean: Tensor | None, *parameters: Tensor
+    x: Tensor,
+    norm: ChannelNorm | None,
+    mean: Tensor | None,
+    *parameters: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (B, C), hidden (B, E) after ReLU and logits (B, C) of rows."""
     reduce_weight, reduce_bias, expand_weight, expand_bias = parameters
     if mean is None:
-        mean = _channel_sums(x, reduce_weight.dtype)
+        mean = _channel_sums(x, reduce_weight.dtype, norm)
     hidden = _linear(mean, reduce_weight, reduce_bias).relu_()
     return mean, hidden, _linear(hidden, expand_weight, expand_bias)
 
 
 def _forward(
-    x: Tensor, dtype: torch.dtype, mean: Tensor | None, *parameters: Tensor
+    x: Tensor,
+    dtype: torch.dtype,
+    norm: ChannelNorm | None,
+    mean: Tensor | None,
+    *parameters: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The scaled map, and what the backward needs."""
     y = dense_like(x, dtype)
     rows = _as_rows(x)
-    inner = _gates(rows, mean, *parameters)
-    _scale(y, rows, inner[-1])
+    inner = _gates(rows, norm, mean, *parameters)
+    _scale(y, rows, inner[-1], norm)
     return y, inner
 
 
 class _SqueezeExcite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dtype, *parameters):
-        y, inner = _forward(x, dtype, None, *parameters)
-        ctx.save_for_backward(x, *parameters, *inner)
+    def forward(ctx, x, dtype, settings, *tensors):
+        *norm, _, _, _, _ = tensors
+        ctx.settings = settings
+        norm = ChannelNorm(*norm, *settings) if norm else None
+        y, inner = _forward(x, dtype, norm, None, *tensors[-4:])
+        ctx.save_for_backward(x, *inner, *tensors)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, *parameters, mean, hidden, logits = ctx.saved_tensors
-        reduce_weight, _, expand_weight, _ = parameters
+        x, mean, hidden, logits, *tensors = ctx.saved_tensors
+        *norm, reduce_weight, _, expand_weight, _ = tensors
+        norm = ChannelNorm(*norm, *ctx.settings) if norm else None
         dx = dense_like(x, x.dtype)
         rows, dy = _as_rows(x), _as_rows(dy)
-        dlogits = _channel_sums(rows, mean.dtype, dy, logits)
+        dlogits = _channel_sums(rows, mean.dtype, norm, dy, logits)
         dhidden = torch.ops.aten.threshold_backward(
             _product(dlogits, expand_weight), hidden, 0
         )
-        _scale(dx, dy, logits, _product(dhidden, reduce_weight))
+        _scale(dx, dy, logits, None, _product(dhidden, reduce_weight))
         dparameters = (
             _product(dhidden.t(), mean),
             sum_parts(dhidden, dtype=mean.dtype),
             _product(dlogits.t(), hidden),
             sum_parts(dlogits, dtype=mean.dtype),
         )
-        pairs = zip(dparameters, parameters, strict=True)
-        return dx, None, *(dw.to(w.dtype) for dw, w in pairs)
+        pairs = zip(dparameters, tensors[-4:], strict=True)
+        dnorm = ()
+        if norm is not None:
+            dx, *dnorm = norm_relu_backward(dx, x, norm)
+        return dx, None, None, *dnorm, *(dw.to(w.dtype) for dw, w in pairs)
 
 
 def squeeze_excite(
@@ -267,6 +338,7 @@ def squeeze_excite(
     expand_bias: Tensor,
     dtype: torch.dtype,
     mean: Tensor | None = None,
+    norm_relu: ChannelNorm | None = None,
 ) -> Tensor:
     """Scale the channels of a map by gates made of its mean.
 
@@ -282,6 +354,8 @@ def squeeze_excite(
         dtype: Of the result.
         mean: Of the pixels of ``x``, (B, C) in the dtype of
             ``reduce_weight``, to save a pass where no gradient is needed.
+        norm_relu: Norm of x before all this, with ReLU, or None; its result
+            is not stored.
 
     Returns:
         Feature map of the shape of ``x``.
@@ -289,6 +363,7 @@ def squeeze_excite(
     Source: SENet (arXiv:1709.01507).
     """
     parameters = reduce_weight, reduce_bias, expand_weight, expand_bias
-    if torch.is_grad_enabled():
-        return _SqueezeExcite.apply(x, dtype, *parameters)
-    return _forward(x, dtype, mean, *parameters)[0]
+    if not torch.is_grad_enabled():
+        return _forward(x, dtype, norm_relu, mean, *parameters)[0]
+    norm = () if norm_relu is None else norm_relu
+    return _SqueezeExcite.apply(x, dtype, norm[4:], *norm[:4], *parameters)

@@ -156,7 +156,7 @@ def convolutions(channels, dtype):
     x, weight = maps(8, 28, 28, channels, dtype=dtype), weights(channels)
     kernel = weights(channels, 1, 3, 3)
     train(depthwise.depthwise_conv3x3, x, kernel, weight, 'silu', dtype)
-    norm = depthwise.ChannelNorm(weight, weight, weight, weight, 1e-5)
+    norm = batch_norm.ChannelNorm(weight, weight, weight, weight, 1e-5)
     with torch.no_grad():
         depthwise.depthwise_conv3x3_inference(
             x, kernel, None, 'relu', dtype, norm, norm, 'relu'
@@ -183,6 +183,20 @@ def attention(channels, dtype):
         *(weights(hidden, channels), weights(hidden)),
         *(weights(channels, hidden), weights(channels)),
         dtype,
+    )
+
+
+def normed(channels, dtype):
+    """BatchNorm and ReLU inside of what follows."""
+    x, hidden = maps(128, 14, 14, channels, dtype=dtype), channels // 8
+    vector = weights(channels)
+    norm = batch_norm.ChannelNorm(*[vector] * 4, 1e-5, True)
+    kernel = weights(channels, 1, 3, 3)
+    train(depthwise.depthwise_conv3x3, x, kernel, None, 'none', dtype, norm)
+    train(
+        squeeze_excite.squeeze_excite,
+        *(x, weights(hidden, channels), weights(hidden)),
+        *(weights(channels, hidden), vector, dtype, None, norm),
     )
 
 
@@ -222,7 +236,10 @@ def augmentations(batch, size):
 SIZES = ((48, BF16), (384, FP32))
 CASES = (
     *product(
-        (layer_norms, gates, batch_norms, convolutions, residuals, attention),
+        (
+            *(layer_norms, gates, batch_norms, convolutions, residuals),
+            *(attention, normed),
+        ),
         SIZES,
     ),
     *product((stems,), ((48, BF16), (96, FP32), (192, BF16))),

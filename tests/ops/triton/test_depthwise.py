@@ -17,12 +17,12 @@ pytest.importorskip('triton', reason='triton is not installed')
 
 from evmamba_mm.ops.triton import common
 from evmamba_mm.ops.triton import depthwise as family
+from evmamba_mm.ops.triton.batch_norm import ChannelNorm
 from evmamba_mm.ops.triton.depthwise import (
-    ChannelNorm,
     depthwise_conv3x3,
     depthwise_conv3x3_inference,
-    depthwise_conv3x3_op,
 )
+from evmamba_mm.ops.triton.depthwise_op import depthwise_conv3x3_op
 
 ACTIVATIONS = {
     'none': nn.Identity(),
