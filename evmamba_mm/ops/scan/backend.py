@@ -180,8 +180,9 @@ def _check_cuda(
     if not sizes_fit:
         raise ValueError(
             "backend 'cuda' needs tensors in float32, float16 or bfloat16 on "
-            f'a CUDA device from sm_80 on and at most {cuda.MAX_STATES} '
-            f"states a channel, got {dtype} on {device}; use 'auto'"
+            f'a CUDA device from sm_80 on, at most {cuda.MAX_STATES} states a '
+            f'channel and a rank of at most {cuda.MAX_RANK}, got {dtype} on '
+            f"{device}; use 'auto'"
         )
 
 
@@ -190,7 +191,7 @@ def choose_map_backend(
     backend: str,
     device: torch.device,
     dtype: torch.dtype,
-    states_fit: bool = True,
+    numbers_fit: bool = True,
     geometry_fits: bool = True,
     numba_fits: bool = False,
 ) -> str:
@@ -202,18 +203,19 @@ def choose_map_backend(
         backend: One of :data:`BACKENDS`.
         device: Device of the tensors.
         dtype: Floating dtype that is computed in.
-        states_fit: Whether there are at most :data:`cuda.MAX_STATES`.
+        numbers_fit: Whether there are at most :data:`cuda.MAX_STATES`, and
+            the rank of the step size is at most :data:`cuda.MAX_RANK`.
         geometry_fits: Result of :func:`cuda.geometry_served`.
         numba_fits: Result of :func:`numba_serves` for the arguments.
 
     Raises:
         ValueError: If the name is unknown, or names a kernel that cannot run
-            on this device, dtype, number of states or geometry, or under
-            the active transforms.
+            on this device, dtype, number of states, rank or geometry, or
+            under the active transforms.
     """
     name = _requested(backend)
     sizes_fit = (
-        cuda.device_served(device) and cuda.dtype_served(dtype) and states_fit
+        cuda.device_served(device) and cuda.dtype_served(dtype) and numbers_fit
     )
     if name == 'cuda':
         _check_cuda(device, dtype, sizes_fit, geometry_fits)

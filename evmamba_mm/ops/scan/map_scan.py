@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from .backend import choose_map_backend
-from .cuda import MAX_STATES, es2d_scan_cuda, geometry_served, ss2d_scan_cuda
+from .cuda import (
+    MAX_RANK,
+    MAX_STATES,
+    es2d_scan_cuda,
+    geometry_served,
+    ss2d_scan_cuda,
+)
 from .geometry import (
     FOUR_DIRECTIONS,
     AtrousGroups,
@@ -35,7 +41,10 @@ def _choose(
         x.device,
         torch.float64 if is_double else x.dtype,
         # A plain bool, also where the compiler traces a symbolic size.
-        True if parameters[3].shape[1] <= MAX_STATES else False,
+        True
+        if parameters[3].shape[1] <= MAX_STATES
+        and parameters[1].shape[2] <= MAX_RANK
+        else False,
         geometry_served(geometry),
         numba_serves(x, *parameters),
     )

@@ -235,7 +235,8 @@ def _forward_kernel(
 @triton.jit
 def _preactivation_grad(dy, z, ACTIVATION: tl.constexpr):
     if ACTIVATION == 'relu':
-        dy = tl.where(z > 0.0, dy, 0.0)
+        # As torch, which lets the gradient of a NaN through.
+        dy = tl.where(z <= 0.0, 0.0, dy)
     elif ACTIVATION == 'gelu':
         dy *= activation_grad(z, ACTIVATION)
     return dy

@@ -386,7 +386,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 def activation_grad(x, ACTIVATION: tl.constexpr):
     """Derivative at x of an activation but 'none'."""
     if ACTIVATION == 'relu':
-        grad = tl.where(x > 0.0, 1.0, 0.0)
+        grad = tl.where(x <= 0.0, 0.0, 1.0)
     elif ACTIVATION == 'gelu':
         density, integral = _normal(x)
         grad = integral + x * density

@@ -62,11 +62,11 @@ def _load_weight(w_ptr, c, mask, scale, ROW: tl.constexpr, FLIP: tl.constexpr):
 
 @triton.jit
 def _load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, c, mask):
-    """A ChannelNorm as ``y * scale + shift``."""
+    """A ChannelNorm as ``(y - mean) * scale + bias``."""
     var = tl.load(var_ptr + c, mask=mask, other=1.0).to(tl.float32)
     scale = _load_vector(weight_ptr, c, mask) * tl.rsqrt(var + eps)
     mean = _load_vector(mean_ptr, c, mask)
-    return scale, _load_vector(bias_ptr, c, mask) - mean * scale
+    return mean, scale, _load_vector(bias_ptr, c, mask)
 
 
 @triton.jit
@@ -99,42 +99,43 @@ def _load_wide_row(x, stride, mask, col, width):
 # follows must keep zero.
 @triton.jit
 def _prepare(
-    x, scale, shift, inside, NORM: tl.constexpr, ACTIVATION: tl.constexpr
+    x, mean, scale, bias, inside, NORM: tl.constexpr, ACTIVATION: tl.constexpr
 ):
     """A column after norm and activation, and zero outside of the map."""
     if NORM:
-        x = tl.where(inside, x.to(tl.float32) * scale + shift, 0.0)
+        # The mean first: it may be far from zero, beside a small variance.
+        x = tl.where(inside, (x.to(tl.float32) - mean) * scale + bias, 0.0)
     return activate(x, ACTIVATION)
 
 
 @triton.jit
 def _prepare_row(
-    x0, x1, x2, x3, scale, shift, inside, col, width,
+    x0, x1, x2, x3, mean, scale, bias, inside, col, width,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Columns col - 1 to col + 2 of a row after norm and activation."""
-    x0 = _prepare(x0, scale, shift, inside & (col > 0), NORM, ACTIVATION)
-    x1 = _prepare(x1, scale, shift, inside, NORM, ACTIVATION)
+    x0 = _prepare(x0, mean, scale, bias, inside & (col > 0), NORM, ACTIVATION)
+    x1 = _prepare(x1, mean, scale, bias, inside, NORM, ACTIVATION)
     inside &= col + 1 < width
-    x2 = _prepare(x2, scale, shift, inside, NORM, ACTIVATION)
+    x2 = _prepare(x2, mean, scale, bias, inside, NORM, ACTIVATION)
     inside &= col + 2 < width
-    x3 = _prepare(x3, scale, shift, inside, NORM, ACTIVATION)
+    x3 = _prepare(x3, mean, scale, bias, inside, NORM, ACTIVATION)
     return x0, x1, x2, x3
 
 
 @triton.jit
 def _prepare_wide_row(
-    x0, x1, x2, x3, x4, x5, scale, shift, inside, col, width,
+    x0, x1, x2, x3, x4, x5, mean, scale, bias, inside, col, width,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Columns col - 1 to col + 4 of a row after norm and activation."""
     x0, x1, x2, x3 = _prepare_row(
-        x0, x1, x2, x3, scale, shift, inside, col, width, NORM, ACTIVATION
+        x0, x1, x2, x3, mean, scale, bias, inside, col, width, NORM, ACTIVATION
     )
     inside &= col + 3 < width
-    x4 = _prepare(x4, scale, shift, inside, NORM, ACTIVATION)
+    x4 = _prepare(x4, mean, scale, bias, inside, NORM, ACTIVATION)
     inside &= col + 4 < width
-    x5 = _prepare(x5, scale, shift, inside, NORM, ACTIVATION)
+    x5 = _prepare(x5, mean, scale, bias, inside, NORM, ACTIVATION)
     return x0, x1, x2, x3, x4, x5
 
 
@@ -225,18 +226,18 @@ def _conv_kernel(
     start = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     if bias_ptr is not None:
         start += _load_vector(bias_ptr, c, live)
-    scale, in_scale, in_shift = 1.0, 1.0, 0.0
+    scale, in_mean, in_scale, in_bias = 1.0, 0.0, 1.0, 0.0
     if norm_weight_ptr is not None:
-        scale, shift = _load_norm(
+        mean, scale, shift = _load_norm(
             norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
             norm_eps, c, live,
         )  # fmt: skip
-        start = start * scale + shift
+        start = (start - mean) * scale + shift
     w0, w1, w2 = _load_weight(w_ptr, c, live, scale, 0, FLIP)
     w3, w4, w5 = _load_weight(w_ptr, c, live, scale, 1, FLIP)
     w6, w7, w8 = _load_weight(w_ptr, c, live, scale, 2, FLIP)
     if in_weight_ptr is not None:
-        in_scale, in_shift = _load_norm(
+        in_mean, in_scale, in_bias = _load_norm(
             in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
             in_eps, c, live,
         )  # fmt: skip
@@ -255,7 +256,7 @@ def _conv_kernel(
         inside = mask & (top + i < height) & (i <= rows)
         n0, n1, n2, n3, n4, n5 = _load_wide_row(x, stride, inside, col, width)
         r0, r1, r2, r3, r4, r5 = _prepare_wide_row(
-            r0, r1, r2, r3, r4, r5, in_scale, in_shift,
+            r0, r1, r2, r3, r4, r5, in_mean, in_scale, in_bias,
             (top + i > 0) & (top + i <= height), col, width,
             in_weight_ptr is not None, INPUT_ACTIVATION,
         )  # fmt: skip
@@ -295,7 +296,7 @@ def _preactivation_grad(
 @triton.jit
 def _walk_down(
     x, dy, dz, mask, top, col, height, width, rows,
-    channels, stride, dy_stride, in_scale, in_shift,
+    channels, stride, dy_stride, in_mean, in_scale, in_bias,
     w0, w1, w2, w3, w4, w5, w6, w7, w8, bias,
     g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, ACTIVATION: tl.constexpr,
     NORM: tl.constexpr, INPUT_ACTIVATION: tl.constexpr,
@@ -306,19 +307,19 @@ def _walk_down(
     inside = mask & (top > 0)
     t0, t1, t2, t3 = _load_row(x - line, stride, inside, col, width)
     t0, t1, t2, t3 = _prepare_row(
-        t0, t1, t2, t3, in_scale, in_shift, inside, col, width,
+        t0, t1, t2, t3, in_mean, in_scale, in_bias, inside, col, width,
         NORM, INPUT_ACTIVATION,
     )  # fmt: skip
     m0, m1, m2, m3 = _load_row(x, stride, mask, col, width)
     m0, m1, m2, m3 = _prepare_row(
-        m0, m1, m2, m3, in_scale, in_shift, mask, col, width,
+        m0, m1, m2, m3, in_mean, in_scale, in_bias, mask, col, width,
         NORM, INPUT_ACTIVATION,
     )  # fmt: skip
     x += line
     inside = mask & (top + 1 < height)
     b0, b1, b2, b3 = _load_row(x, stride, inside, col, width)
     b0, b1, b2, b3 = _prepare_row(
-        b0, b1, b2, b3, in_scale, in_shift, inside, col, width,
+        b0, b1, b2, b3, in_mean, in_scale, in_bias, inside, col, width,
         NORM, INPUT_ACTIVATION,
     )  # fmt: skip
     d0, d1 = _load_pair(dy, dy_stride, mask, col, width)
@@ -346,7 +347,7 @@ def _walk_down(
         t0, t1, t2, t3 = m0, m1, m2, m3
         m0, m1, m2, m3 = b0, b1, b2, b3
         b0, b1, b2, b3 = _prepare_row(
-            n0, n1, n2, n3, in_scale, in_shift, inside, col, width,
+            n0, n1, n2, n3, in_mean, in_scale, in_bias, inside, col, width,
             NORM, INPUT_ACTIVATION,
         )  # fmt: skip
         d0, d1 = e0, e1
@@ -377,9 +378,9 @@ def _grad_kernel(
     bias = zero
     if bias_ptr is not None:
         bias += _load_vector(bias_ptr, c, inside)
-    in_scale, in_shift = 1.0, 0.0
+    in_mean, in_scale, in_bias = 0.0, 1.0, 0.0
     if in_weight_ptr is not None:
-        in_scale, in_shift = _load_norm(
+        in_mean, in_scale, in_bias = _load_norm(
             in_weight_ptr, in_bias_ptr, in_mean_ptr, in_var_ptr,
             in_eps, c, inside,
         )  # fmt: skip
@@ -394,7 +395,7 @@ def _grad_kernel(
             dy_ptr + pixel * dy_stride + c,
             dz_ptr + pixel * channels + c,
             (patch < patches) & inside, top, col, height, width, rows,
-            channels, stride, dy_stride, in_scale, in_shift,
+            channels, stride, dy_stride, in_mean, in_scale, in_bias,
             w0, w1, w2, w3, w4, w5, w6, w7, w8, bias,
             g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, ACTIVATION,
             in_weight_ptr is not None, INPUT_ACTIVATION,
@@ -625,8 +626,7 @@ def depthwise_conv3x3(
             another layout is copied.
         weight: As of ``nn.Conv2d`` with C groups, (C, 1, 3, 3).
         bias: (C,) or None.
-        activation: 'none', 'relu', 'gelu' (the exact one) or 'silu'; 'none'
-            behind a norm.
+        activation: 'none', 'relu', 'gelu' (the exact one) or 'silu'.
         dtype: Dtype of the result.
         norm_relu: Norm of x before the convolution, with ReLU, or None.
 
@@ -635,8 +635,6 @@ def depthwise_conv3x3(
     """
     if not torch.is_grad_enabled():
         return _forward(x, weight, bias, activation, dtype, norm_relu)
-    # The gradient of an activation is not made to see the norm.
-    assert norm_relu is None or activation == 'none'
     norm = () if norm_relu is None else norm_relu
     return _DepthwiseConv.apply(
         *(x, weight, bias, activation, dtype, norm[4:], *norm[:4])

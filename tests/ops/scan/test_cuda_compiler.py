@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from evmamba_mm.ops.scan.cuda import compiler
-from evmamba_mm.ops.scan.cuda.variant import choose_variant
+from evmamba_mm.ops.scan.cuda.variant import (
+    MAX_RANK,
+    MAX_STATES,
+    choose_variant,
+)
 
 pytest.importorskip('cuda.bindings', reason='cuda-bindings is not installed')
 # Bytes of shared memory that a block can have there.
@@ -52,10 +56,14 @@ def test_source_may_include_any_header(sources):
     'sizes', [(96, 16, 3), (384, 16, 12), (37, 16, 2), (64, 128, 4), (8, 5, 1)]
 )
 def test_blocks_get_the_shared_memory_that_they_take(sizes, dtype):
-    for source in ('forward.cu', 'chunks.cu', 'backward.cu'):
-        backward = source == 'backward.cu'
+    for source, backward in [
+        ('forward.cu', False),
+        ('chunks.cu', False),
+        ('chunks.cu', True),
+        ('backward.cu', True),
+    ]:
         variant = choose_variant(dtype, *sizes, backward, H200_MEMORY)
-        constants = dict(variant.constants(backward))
+        constants = dict(variant.constants(source == 'backward.cu'))
         # An assertion in each source compares.
         code, _ = compiler.compile_source(source, constants, 'sm_90')
         assert code.startswith(b'\x7fELF')
@@ -72,3 +80,12 @@ def test_as_many_states_are_kept_as_leave_room_for_two_blocks():
     assert [variant.gap for variant in by_width] == [2, 4]
     for variant in by_width:
         assert variant.blocks_of_backward(H200_MEMORY) == 2
+
+
+def test_every_rank_that_is_served_fits_a_small_gpu():
+    memory = 99 * 1024
+    for dtype in (torch.float32, torch.bfloat16):
+        for states in (1, 16, 64, MAX_STATES):
+            sizes = (96, states, MAX_RANK)
+            variant = choose_variant(dtype, *sizes, True, memory)
+            assert variant.backward_bytes <= memory

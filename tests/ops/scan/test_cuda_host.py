@@ -112,6 +112,28 @@ def test_projection_and_scan_equal_naive(size, scan, sets, options, on_cpu):
         assert relative_error(actual[1][name], expected[1][name]) < 1e-12, name
 
 
+@pytest.mark.parametrize(
+    'states, rank, fits',
+    [(128, 112, True), (129, 3, False), (16, 113, False)],
+)
+def test_larger_numbers_are_left_to_others(states, rank, fits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        map_scan,
+        'choose_map_backend',
+        lambda *arguments: asked.append(arguments) or 'naive',
+    )
+    es2d_scan(
+        torch.randn(1, 2, 2, 4),
+        torch.randn(4, rank + 2 * states, 4),
+        torch.randn(4, 4, rank),
+        torch.randn(4, 4),
+        torch.randn(16, states),
+        torch.randn(16),
+    )
+    assert asked[0][3] == fits
+
+
 @pytest.mark.parametrize('step', [1, 2, 3, 4])
 @pytest.mark.parametrize('size', [(1, 1), (7, 5)], ids=str)
 @pytest.mark.skipif(torch.cuda.is_available(), reason='interprets a kernel')

@@ -15,7 +15,6 @@ from .cases import (
 
 pytest.importorskip('triton', reason='triton is not installed')
 
-from evmamba_mm.ops.triton import common
 from evmamba_mm.ops.triton import depthwise as family
 from evmamba_mm.ops.triton.batch_norm import ChannelNorm
 from evmamba_mm.ops.triton.depthwise import (
@@ -69,26 +68,6 @@ def reference(x, weight, bias, activation='silu', dtype=None):
 
 def kernel(x, weight, bias, activation='silu', dtype=None):
     return depthwise_conv3x3(x, weight, bias, activation, dtype or x.dtype)
-
-
-@pytest.fixture
-def want_programs(monkeypatch):
-    """Cuts maps for the programs that so many multiprocessors want."""
-
-    def want(multiprocessors):
-        limits = common.LIMITS._replace(
-            multiprocessors=multiprocessors, partial_sums=8 * multiprocessors
-        )
-        monkeypatch.setattr(common, 'LIMITS', limits)
-        clear()
-
-    def clear():
-        family.conv_plan.cache_clear()
-        family.gradient_plan.cache_clear()
-
-    yield want
-    monkeypatch.undo()
-    clear()
 
 
 @pytest.mark.parametrize('dtype', DTYPES.values(), ids=DTYPES)

@@ -9,7 +9,11 @@ from .cases import DTYPES, assert_close_to_reference, normal, results
 pytest.importorskip('triton')
 
 from evmamba_mm.ops.triton.batch_norm import ChannelNorm, statistics
-from evmamba_mm.ops.triton.depthwise import depthwise_conv3x3
+from evmamba_mm.ops.triton.depthwise import (
+    conv_plan,
+    depthwise_conv3x3,
+    gradient_plan,
+)
 from evmamba_mm.ops.triton.squeeze_excite import squeeze_excite
 
 EPS = 1e-3
@@ -138,6 +142,38 @@ def test_kernels(function, shape, dtype, own, device):
         make(shape, dtype, device),
         fixed=('mean', 'var'),
         least=ROUNDING[dtype],
+    )
+
+
+@pytest.mark.parametrize('own', [False, True], ids=['given', 'own'])
+def test_a_program_of_many_rows(function, own, device, want_programs):
+    """Strips of several rows, and several tiles of an image's pixels."""
+    want_programs(1)
+    run, plain, make = function
+    shape = (3, 37, 13, 70)
+    assert conv_plan(shape, 'none').rows > 4
+    assert gradient_plan(shape, 'none').rows > 4
+    assert_close_to_reference(
+        partial(run, own=own),
+        partial(plain, own=own),
+        make(shape, torch.float32, device),
+        fixed=('mean', 'var'),
+    )
+
+
+@pytest.mark.parametrize('own', [False, True], ids=['given', 'own'])
+def test_a_mean_far_from_zero(function, own, device):
+    run, plain, make = function
+    arguments = make((4, 7, 9, 24), torch.float32, device)
+    arguments['x'] = arguments['x'] + 1e3
+    arguments['mean'] = arguments['mean'] + 1e3
+    # In training the statistics themselves are rounded.
+    assert_close_to_reference(
+        partial(run, own=own),
+        partial(plain, own=own),
+        arguments,
+        fixed=('mean', 'var'),
+        least=1e-4 if own else 1e-5,
     )
 
 

@@ -3,10 +3,17 @@
 from .compiler import INSTALL_LINE, compiler_installed
 from .host import geometry_served
 from .op import es2d_scan_cuda, ss2d_scan_cuda
-from .variant import MAX_STATES, device_served, dtype_served, proj_columns
+from .variant import (
+    MAX_RANK,
+    MAX_STATES,
+    device_served,
+    dtype_served,
+    proj_columns,
+)
 
 __all__ = [
     'INSTALL_LINE',
+    'MAX_RANK',
     'MAX_STATES',
     'compiler_installed',
     'device_served',

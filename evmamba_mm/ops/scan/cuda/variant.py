@@ -4,7 +4,7 @@ Shape letters: D inner channels, N states, R dt rank.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -12,6 +12,8 @@ from ..geometry import AtrousGroups, Geometry
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MAX_STATES = 128
+# With which a warp of the backward fits into the smallest memory below.
+MAX_RANK = 112
 # The forward has no sums over channels, so a lane best keeps all states of one
 # channel. In the backward more of either sum then falls to the shuffles, and
 # small squares of states and channels win.
@@ -180,19 +182,19 @@ def choose_variant(
     needed = -(-channels // per_warp)
     sizes = (channels, states, rank, lane_states, lane_channels, state_lanes)
     variants = [
-        Variant(dtype, *sizes, warps)
+        Variant(dtype, *sizes, warps, gap)
         for warps in range(1, min(needed, _MAX_WARPS) + 1)
+        for gap in (_GAPS if backward else _GAPS[:1])
     ]
     fitting = [v for v in variants if v.shared_bytes(backward) <= memory]
-    # One warp fits into any GPU's memory but for states by the hundred.
-    chosen = min(
-        fitting or variants[:1],
-        key=lambda v: (v.splits * v.warps, -v.warps),
-    )
-    if not backward:
-        return chosen
-    by_gap = [replace(chosen, gap=gap) for gap in _GAPS]
-    return max(by_gap, key=lambda v: v.blocks_of_backward(memory))
+
+    def preference(variant: Variant) -> tuple[int, ...]:
+        blocks = variant.blocks_of_backward(memory) if backward else 0
+        idle = variant.splits * variant.warps
+        return idle, -variant.warps, -blocks, variant.gap
+
+    # One warp fits into any GPU's memory.
+    return min(fitting or variants[:1], key=preference)
 
 
 @functools.cache
