@@ -181,8 +181,8 @@ def _check_cuda(
         raise ValueError(
             "backend 'cuda' needs tensors in float32, float16 or bfloat16 on "
             f'a CUDA device from sm_80 on, at most {cuda.MAX_STATES} states a '
-            f'channel and a rank of at most {cuda.MAX_RANK}, got {dtype} on '
-            f"{device}; use 'auto'"
+            f'channel and a rank of at most {cuda.MAX_RANK}, or 112 beyond 64 '
+            f"states, got {dtype} on {device}; use 'auto'"
         )
 
 
@@ -203,8 +203,7 @@ def choose_map_backend(
         backend: One of :data:`BACKENDS`.
         device: Device of the tensors.
         dtype: Floating dtype that is computed in.
-        numbers_fit: Whether there are at most :data:`cuda.MAX_STATES`, and
-            the rank of the step size is at most :data:`cuda.MAX_RANK`.
+        numbers_fit: Result of :func:`cuda.numbers_served`.
         geometry_fits: Result of :func:`cuda.geometry_served`.
         numba_fits: Result of :func:`numba_serves` for the arguments.
 

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from .backend import choose_map_backend
 from .cuda import (
-    MAX_RANK,
-    MAX_STATES,
     es2d_scan_cuda,
     geometry_served,
+    numbers_served,
     ss2d_scan_cuda,
 )
 from .geometry import (
@@ -42,8 +41,7 @@ def _choose(
         torch.float64 if is_double else x.dtype,
         # A plain bool, also where the compiler traces a symbolic size.
         True
-        if parameters[3].shape[1] <= MAX_STATES
-        and parameters[1].shape[2] <= MAX_RANK
+        if numbers_served(parameters[3].shape[1], parameters[1].shape[2])
         else False,
         geometry_served(geometry),
         numba_serves(x, *parameters),

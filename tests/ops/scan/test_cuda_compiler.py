@@ -7,9 +7,8 @@ import torch
 
 from evmamba_mm.ops.scan.cuda import compiler
 from evmamba_mm.ops.scan.cuda.variant import (
-    MAX_RANK,
-    MAX_STATES,
     choose_variant,
+    numbers_served,
 )
 
 pytest.importorskip('cuda.bindings', reason='cuda-bindings is not installed')
@@ -85,7 +84,9 @@ def test_as_many_states_are_kept_as_leave_room_for_two_blocks():
 def test_every_rank_that_is_served_fits_a_small_gpu():
     memory = 99 * 1024
     for dtype in (torch.float32, torch.bfloat16):
-        for states in (1, 16, 64, MAX_STATES):
-            sizes = (96, states, MAX_RANK)
+        for states in (1, 16, 64, 65, 128):
+            ranks = [r for r in range(512) if numbers_served(states, r)]
+            assert max(ranks) == (112 if states > 64 else 224)
+            sizes = (96, states, max(ranks))
             variant = choose_variant(dtype, *sizes, True, memory)
             assert variant.backward_bytes <= memory

@@ -114,7 +114,7 @@ def test_projection_and_scan_equal_naive(size, scan, sets, options, on_cpu):
 
 @pytest.mark.parametrize(
     'states, rank, fits',
-    [(128, 112, True), (129, 3, False), (16, 113, False)],
+    [(128, 112, True), (129, 3, False), (128, 113, False), (16, 225, False)],
 )
 def test_larger_numbers_are_left_to_others(states, rank, fits, monkeypatch):
     asked = []

@@ -8,6 +8,7 @@ from .variant import (
     MAX_STATES,
     device_served,
     dtype_served,
+    numbers_served,
     proj_columns,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     'dtype_served',
     'es2d_scan_cuda',
     'geometry_served',
+    'numbers_served',
     'proj_columns',
     'ss2d_scan_cuda',
 ]

@@ -254,7 +254,7 @@ def es2d_scan_cuda(
         x_proj_weight: Gives dt, B and C, (K, R + 2N, D).
         dt_weight: (K, D, R).
         dt_bias: (K, D).
-        A_logs: (K*D, N), at most 128 states.
+        A_logs: (K*D, N); :func:`numbers_served` limits N and the rank.
         Ds: (K*D,).
         geometry: Groups to scan; the arguments have passed its check.
 
@@ -287,7 +287,7 @@ def ss2d_scan_cuda(
         x_proj_weight: Gives dt, B and C, (4, R + 2N, D).
         dt_weight: (4, D, R).
         dt_bias: (4, D).
-        A_logs: (4*D, N), at most 128 states.
+        A_logs: (4*D, N), limited likewise.
         Ds: (4*D,).
         geometry: The default directions; the arguments have passed its check.
 

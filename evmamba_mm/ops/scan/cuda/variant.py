@@ -13,7 +13,7 @@ from ..geometry import AtrousGroups, Geometry
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MAX_STATES = 128
 # With which a warp of the backward fits into the smallest memory below.
-MAX_RANK = 112
+MAX_RANK, _MAX_RANK_OF_MANY, _MANY_STATES = 224, 112, 65
 # The forward has no sums over channels, so a lane best keeps all states of one
 # channel. In the backward more of either sum then falls to the shuffles, and
 # small squares of states and channels win.
@@ -25,7 +25,7 @@ _SMALLEST_MEMORY = 99 * 1024
 # Warps that an SM holds at the backward's 168 registers a thread.
 _WARPS_PER_SM = 12
 # Every second state of a tile is kept in shared memory; every fourth where
-# more blocks then share a multiprocessor. Each block reserves some of it.
+# more warps then share a multiprocessor. Each block reserves some of it.
 _GAPS = (2, 4)
 _RESERVED = 1024
 TILE = 16
@@ -47,6 +47,12 @@ def sequence_length(geometry: Geometry, height: int, width: int) -> int:
     """Steps of each sequence of a map, padding included."""
     step = geometry.step if isinstance(geometry, AtrousGroups) else 1
     return -(-height // step) * -(-width // step)
+
+
+def numbers_served(states: int, rank: int) -> bool:
+    """Whether the kernels have room for this many states and this rank."""
+    largest = MAX_RANK if states < _MANY_STATES else _MAX_RANK_OF_MANY
+    return states <= MAX_STATES and rank <= largest
 
 
 def dtype_served(dtype: torch.dtype) -> bool:
