@@ -181,8 +181,9 @@ def _check_cuda(
         raise ValueError(
             "backend 'cuda' needs tensors in float32, float16 or bfloat16 on "
             f'a CUDA device from sm_80 on, at most {cuda.MAX_STATES} states a '
-            f'channel and a rank of at most {cuda.MAX_RANK}, or 112 beyond 64 '
-            f"states, got {dtype} on {device}; use 'auto'"
+            f'channel and a rank of at most {cuda.MAX_RANK}, or '
+            f'{cuda.MAX_RANK_OF_MANY} beyond {cuda.MANY_STATES} states, got '
+            f"{dtype} on {device}; use 'auto'"
         )
 
 

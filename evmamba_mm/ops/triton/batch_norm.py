@@ -58,6 +58,15 @@ class ChannelNorm(NamedTuple):
     own: bool = False
 
 
+def norm_arguments(
+    norm: ChannelNorm | None,
+) -> tuple[tuple[Tensor | None, ...], float]:
+    """Pointers and the number of a norm, as kernels take them."""
+    if norm is None:
+        return (None,) * 4, 0.0
+    return tuple(x.contiguous() for x in norm[:4]), float(norm.eps)
+
+
 @functools.lru_cache(maxsize=1024)
 def _part_tile(parts: int) -> tuple[int, int]:
     """Rows and columns that a program merges at a time."""
@@ -442,16 +451,16 @@ def batch_norm_backward(
     own: bool,
     eps: float,
     activation: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the backward.
 
     Returns:
-        Gradient of x, and those of weight and bias, (2, C) in fp32.
+        Gradients of x, weight and bias, each in its tensor's dtype.
     """
     channels = x.shape[-1]
     dx = dense_like(x, x.dtype)
     if dx.numel() == 0:
-        return dx, x.new_zeros((2, channels), dtype=torch.float32)
+        return dx, torch.zeros_like(weight), torch.zeros_like(bias)
     dy, x = (as_rows(map_, (-1, channels)) for map_ in (dy, x))
     tokens = x.shape[0]
     plan = sweep(tokens, channels, WARPS)
@@ -481,7 +490,8 @@ def batch_norm_backward(
             tile,
             WARPS,
         )
-    return dx, sums
+    dweight, dbias = sums
+    return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
 def norm_relu_backward(
@@ -494,11 +504,10 @@ def norm_relu_backward(
         x: Feature map (B, H, W, C).
         norm: Its norm.
     """
-    dx, (dweight, dbias) = batch_norm_backward(
+    gradients = batch_norm_backward(
         du, x, *norm[:4], norm.own, norm.eps, 'relu'
     )
-    dweight, dbias = dweight.to(norm.weight.dtype), dbias.to(norm.bias.dtype)
-    return dx, dweight, dbias, None, None
+    return *gradients, None, None
 
 
 class _BatchNormAct(torch.autograd.Function):
@@ -517,11 +526,8 @@ class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        tensors = ctx.saved_tensors
-        dx, (dweight, dbias) = batch_norm_backward(dy, *tensors, *ctx.options)
-        _, weight, bias, _, _ = tensors
-        dweight, dbias = dweight.to(weight.dtype), dbias.to(bias.dtype)
-        return dx, dweight, dbias, *(None,) * 6
+        gradients = batch_norm_backward(dy, *ctx.saved_tensors, *ctx.options)
+        return *gradients, *(None,) * 6
 
 
 def statistics(

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .batch_norm import ChannelNorm, norm_relu_backward
+from .batch_norm import ChannelNorm, norm_arguments, norm_relu_backward
 from .common import (
     activate,
     activation_grad,
@@ -467,12 +467,6 @@ def gradient_plan(shape: tuple[int, ...], activation: str) -> Plan:
     return _cut(shape, 2, _PER_THREAD_IF_FULL if full else _PER_THREAD)
 
 
-def _vectors(norm: ChannelNorm | None) -> tuple[Tensor | None, ...]:
-    if norm is None:
-        return (None,) * 4
-    return tuple(vector.contiguous() for vector in norm[:4])
-
-
 def _convolve(
     x: Tensor,
     weight: Tensor,
@@ -489,7 +483,9 @@ def _convolve(
     x, stride = pixel_rows(x)
     batch, height, width, channels = x.shape
     bias = None if bias is None else bias.contiguous()
-    vectors = (bias, *_vectors(norm), *_vectors(input_norm))
+    norm_vectors, norm_eps = norm_arguments(norm)
+    in_vectors, in_eps = norm_arguments(input_norm)
+    vectors = (bias, *norm_vectors, *in_vectors)
     assert weight.shape == (channels, 1, 3, 3), weight.shape
     assert all(v is None or v.shape == (channels,) for v in vectors)
     plan = conv_plan(x.shape, activation)
@@ -503,8 +499,7 @@ def _convolve(
         (x, weight.contiguous(), bias, y, sums, *vectors[1:]),
         (
             plan.patches, height, width, plan.rows, channels, stride,
-            0.0 if norm is None else float(norm.eps),
-            0.0 if input_norm is None else float(input_norm.eps),
+            norm_eps, in_eps,
         ),
         (flip, plan.block_p, plan.block_c, activation, input_activation),
         _WARPS,
@@ -534,6 +529,7 @@ def conv_backward(
     dy, dy_stride = pixel_rows(dy)
     _, height, width, channels = x.shape
     plan = gradient_plan(x.shape, activation)
+    in_vectors, in_eps = norm_arguments(input_norm)
     dz = dy if activation == 'none' else torch.empty_like(dx)
     # As many blocks for each program, so that all end at one time.
     turns = -(-plan.blocks * plan.chunks // common.LIMITS.partial_sums)
@@ -547,12 +543,11 @@ def conv_backward(
         (
             x, weight.contiguous(),
             None if bias is None else bias.contiguous(), dy, dz, sums,
-            *_vectors(input_norm),
+            *in_vectors,
         ),
         (
             plan.patches, height, width, plan.rows, plan.blocks, slots,
-            channels, stride, dy_stride,
-            0.0 if input_norm is None else float(input_norm.eps),
+            channels, stride, dy_stride, in_eps,
         ),
         (activation, input_activation, plan.block_p, plan.block_c),
         _WARPS,

@@ -16,7 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch_norm import ChannelNorm, load_norm, norm_relu_backward
+from .batch_norm import (
+    ChannelNorm,
+    load_norm,
+    norm_arguments,
+    norm_relu_backward,
+)
 from .common import (
     Tile,
     activate,
@@ -182,15 +187,6 @@ def _share_out(
     return tile, blocks, programs, min(steps, -(-tokens // tile.rows))
 
 
-def _norm_arguments(
-    norm: ChannelNorm | None,
-) -> tuple[tuple[Tensor | None, ...], float]:
-    """Pointers and the number of a norm, as the kernels take them."""
-    if norm is None:
-        return (None,) * 4, 0.0
-    return tuple(x.contiguous() for x in norm[:4]), float(norm.eps)
-
-
 def _channel_sums(
     x: Tensor,
     dtype: torch.dtype,
@@ -211,7 +207,7 @@ def _channel_sums(
     if batch > 0:
         strides = *x.stride()[:2], *(x if dy is None else dy).stride()[:2]
         stages = pipeline_stages(tile.rows * tile.columns, x, dy)
-        vectors, eps = _norm_arguments(norm)
+        vectors, eps = norm_arguments(norm)
         launch(
             _sum_kernel,
             (batch * programs * blocks, 1, 1),
@@ -236,7 +232,7 @@ def _scale(
         x.shape, _SCALE_ELEMENTS, at_least=64, waves=4
     )
     if batch > 0:
-        vectors, eps = _norm_arguments(norm)
+        vectors, eps = norm_arguments(norm)
         launch(
             _scale_kernel,
             (batch * programs * blocks, 1, 1),
@@ -297,9 +293,8 @@ def _forward(
 class _SqueezeExcite(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dtype, settings, *tensors):
-        *norm, _, _, _, _ = tensors
         ctx.settings = settings
-        norm = ChannelNorm(*norm, *settings) if norm else None
+        norm = ChannelNorm(*tensors[:4], *settings) if settings else None
         y, inner = _forward(x, dtype, norm, None, *tensors[-4:])
         ctx.save_for_backward(x, *inner, *tensors)
         return y
@@ -308,8 +303,9 @@ class _SqueezeExcite(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, mean, hidden, logits, *tensors = ctx.saved_tensors
-        *norm, reduce_weight, _, expand_weight, _ = tensors
-        norm = ChannelNorm(*norm, *ctx.settings) if norm else None
+        reduce_weight, _, expand_weight, _ = tensors[-4:]
+        settings = ctx.settings
+        norm = ChannelNorm(*tensors[:4], *settings) if settings else None
         dx = dense_like(x, x.dtype)
         rows, dy = _as_rows(x), _as_rows(dy)
         dlogits = _channel_sums(rows, mean.dtype, norm, dy, logits)

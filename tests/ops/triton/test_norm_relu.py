@@ -27,7 +27,6 @@ SHAPES = {
     'long': (1, 31, 17, 24),
     'no-image': (0, 2, 2, 16),
 }
-BIAS = {'with-bias': True, 'without-bias': False}
 
 
 @pytest.fixture(autouse=True)
@@ -81,13 +80,11 @@ def normed(x, norm_weight, norm_bias, mean, var, own):
     return y.relu().to(narrow).to(wide)
 
 
-def plain_conv(
-    x, norm_weight, norm_bias, mean, var, weight, bias, own, dtype=None
-):
+def plain_conv(x, norm_weight, norm_bias, mean, var, weight, bias, own):
     u = normed(x, norm_weight, norm_bias, mean, var, own).permute(0, 3, 1, 2)
     bias = None if bias is None else bias.to(u)
     y = F.conv2d(u, weight.to(u), bias, padding=1, groups=u.shape[1])
-    return y.permute(0, 2, 3, 1).to(dtype or x.dtype)
+    return y.permute(0, 2, 3, 1).to(x.dtype)
 
 
 def plain_gates(x, norm_weight, norm_bias, mean, var, own, **parameters):
@@ -218,6 +215,20 @@ def test_nan_stays(function, device):
     with torch.no_grad():
         y = run(**arguments, own=False)
     assert y[0, ..., 4].isnan().any() and not y[1].isnan().any()
+
+
+def test_the_gradient_of_a_nan_passes_the_relu(function, device):
+    run, plain, make = function
+    arguments = make((2, 5, 7, 24), torch.float32, device)
+    arguments['x'][0, 2, 3, 4] = torch.nan
+    actual, expected = (
+        results(partial(f, own=False), arguments, fixed=('mean', 'var'))
+        for f in (run, plain)
+    )
+    assert expected['norm_weight'].isnan().any()
+    torch.testing.assert_close(
+        *(actual, expected), rtol=1e-4, atol=1e-4, equal_nan=True
+    )
 
 
 def test_the_normalised_map_is_not_kept(function, device):

@@ -4,7 +4,9 @@ from .compiler import INSTALL_LINE, compiler_installed
 from .host import geometry_served
 from .op import es2d_scan_cuda, ss2d_scan_cuda
 from .variant import (
+    MANY_STATES,
     MAX_RANK,
+    MAX_RANK_OF_MANY,
     MAX_STATES,
     device_served,
     dtype_served,
@@ -14,7 +16,9 @@ from .variant import (
 
 __all__ = [
     'INSTALL_LINE',
+    'MANY_STATES',
     'MAX_RANK',
+    'MAX_RANK_OF_MANY',
     'MAX_STATES',
     'compiler_installed',
     'device_served',

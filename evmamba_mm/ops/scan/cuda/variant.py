@@ -12,8 +12,10 @@ from ..geometry import AtrousGroups, Geometry
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MAX_STATES = 128
-# With which a warp of the backward fits into the smallest memory below.
-MAX_RANK, _MAX_RANK_OF_MANY, _MANY_STATES = 224, 112, 65
+# With these a warp of the backward fits into the smallest memory below.
+MAX_RANK, MAX_RANK_OF_MANY = 224, 112
+# Beyond so many states the second holds.
+MANY_STATES = 64
 # The forward has no sums over channels, so a lane best keeps all states of one
 # channel. In the backward more of either sum then falls to the shuffles, and
 # small squares of states and channels win.
@@ -51,7 +53,7 @@ def sequence_length(geometry: Geometry, height: int, width: int) -> int:
 
 def numbers_served(states: int, rank: int) -> bool:
     """Whether the kernels have room for this many states and this rank."""
-    largest = MAX_RANK if states < _MANY_STATES else _MAX_RANK_OF_MANY
+    largest = MAX_RANK_OF_MANY if states > MANY_STATES else MAX_RANK
     return states <= MAX_STATES and rank <= largest
 
 
