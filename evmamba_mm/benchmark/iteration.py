@@ -115,6 +115,9 @@ def build_runner(config, batches, mode, length, folder):
         config.pop(name, None)
     launcher = 'pytorch' if processes() > 1 else 'none'
     init_cpu_dist(config, launcher)
+    # The config's env_cfg says whether cuDNN tries its algorithms, as in a
+    # training: it would try them anew for every number of regions.
+    torch.backends.cudnn.benchmark = False
     return Runner(
         model=config.model,
         work_dir=folder,

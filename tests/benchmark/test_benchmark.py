@@ -317,6 +317,8 @@ def test_iteration_has_a_time_and_parts(toy, tmp_path, monkeypatch):
     assert {x['batch'] for x in found} == {'2'}
     # The log's file is gone, but its logger is still the current one.
     MMLogger.get_current_instance().error('nothing opens the file')
+    # The config does not ask for it.
+    assert not torch.backends.cudnn.benchmark
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')

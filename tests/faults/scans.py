@@ -2,6 +2,9 @@
 
     python -m tests.faults.scans --seed 0 --count 2000 --out FILE
 
+On a GPU the kernels' compilation takes most of the time, and ``--processes 8``
+an eighth of it.
+
 Each trial draws sizes, dtypes, memory layouts, options and a backend, and
 compares output, gradients and forward-mode derivatives. It holds if they are
 as near to fp64 as plain torch in the same dtype is, up to a factor, or if the
@@ -10,7 +13,9 @@ arguments are refused by the documented error. A trial is named by its seed:
 """
 
 import argparse
+import contextlib
 import functools
+import multiprocessing
 import os
 import random
 import sys
@@ -203,6 +208,8 @@ def refused(run, arguments, mode: str) -> None:
 
 def trial(seed: int) -> tuple[str, str | None]:
     """Name of what is tried, and what is wrong with it or None."""
+    # Reference and kernel are compared in the dtype that they say.
+    torch.backends.cudnn.allow_tf32 = False
     draw = Draw(seed)
     kind = draw.choose(
         (sequence_trial,) * 9 + (map_trial,) * 9 + (backbone_trial,) * 2
@@ -223,21 +230,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--count', type=int, default=2000, help='of trials')
     parser.add_argument('--only', type=int, help='repeat the trial of a seed')
     parser.add_argument('--seconds', type=float, help='stop after these')
+    parser.add_argument('--processes', type=int, default=1, metavar='N')
     parser.add_argument('--out', help='data file of the counts')
     args = parser.parse_args(argv)
-    # Reference and kernel are compared in the dtype that they say.
-    torch.backends.cudnn.allow_tf32 = False
     seeds = range(args.seed, args.seed + args.count)
     if args.only is not None:
         seeds = [args.only]
     start, counts = time.monotonic(), Counts()
-    for seed in track(seeds, 'trials'):
-        name, wrong = trial(seed)
-        counts.add(name, wrong is None)
-        if wrong:
-            print(f'seed {seed}, {name}: {wrong}'[:500], flush=True)
-        if args.seconds and time.monotonic() - start > args.seconds:
-            break
+    with contextlib.ExitStack() as stack:
+        run = map
+        if args.processes > 1:
+            # A forked child cannot use the GPU.
+            pool = multiprocessing.get_context('spawn').Pool(args.processes)
+            run = stack.enter_context(pool).imap
+        for seed, (name, wrong) in track(
+            zip(seeds, run(trial, seeds), strict=True), 'trials', len(seeds)
+        ):
+            counts.add(name, wrong is None)
+            if wrong:
+                print(f'seed {seed}, {name}: {wrong}'[:500], flush=True)
+            if args.seconds and time.monotonic() - start > args.seconds:
+                break
     # So many, also where the time was up first.
     command = (
         f'python -m tests.faults.scans --seed {args.seed} '
