@@ -23,7 +23,7 @@ from ..compat import init_cpu_dist
 from ..config_files import read_config
 from . import timing
 
-BATCHES = 2
+BATCHES = 4
 # Iterations before anything is timed: graphs are captured in the first.
 WARM_UP = 20
 MODES = ('config', 'eager')
@@ -93,8 +93,8 @@ def random_batches(config, size, pinned):
 
 
 def loaded_batches(config):
-    """Batches of the config's own loader and data."""
-    loader = Runner.build_dataloader(config.train_dataloader)
+    """Batches of the config's own loader and data, the same in every run."""
+    loader = Runner.build_dataloader(config.train_dataloader, seed=0)
     batches = []
     for batch in loader:
         batches.append(batch)
@@ -113,6 +113,9 @@ def build_runner(config, batches, mode, length, folder):
         custom = [x for x in custom if x['type'] != 'CUDAGraphHook']
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config.pop(name, None)
+    # Weights have no influence on the time, and need not be there.
+    for part in (config.model, config.model.get('backbone', {})):
+        part.pop('init_cfg', None)
     launcher = 'pytorch' if processes() > 1 else 'none'
     init_cpu_dist(config, launcher)
     # The config's env_cfg says whether cuDNN tries its algorithms, as in a
