@@ -271,9 +271,7 @@ def _backward_tile(u: Tensor, outputs: int) -> tuple[int, int, int]:
     most = 64 if half else 32
     block_p = _padded(outputs, 256)
     block_d = _padded(u.shape[3], most >> (block_p > 128))
-    if block_p > 64:
-        return block_p, block_d, most // 2
-    return block_p, block_d, most << half
+    return block_p, block_d, most >> (block_p > 64)
 
 
 def project_backward(
@@ -337,6 +335,7 @@ def project_backward(
             block_h, block_w, block_p, block_d,
         ),
         warps=4,
-        stages=2,
+        # In half precision a pipeline's registers cost more than its waits.
+        stages=2 if u.dtype == torch.float32 else 1,
     )  # fmt: skip
     return du, _sum_of_sets(sums, step).to(x_proj_weight.dtype)
