@@ -67,13 +67,17 @@ def test_ledger_is_that_of_the_file():
     assert shown('ledger') == rows('h200_ledger.csv')
 
 
-def test_before_and_after_are_those_of_the_files():
-    head, *before = rows('h200_before.csv')
+@pytest.mark.parametrize(
+    ('mark', 'files'),
+    [('before-after', 'h200'), ('kernels-before-after', 'h200_kernels')],
+)
+def test_before_and_after_are_those_of_the_files(mark, files):
+    head, *before = rows(f'{files}_before.csv')
     measured = [
         {tuple(row[:3]): dict(zip(head, row, strict=True)) for row in part}
-        for part in (before, rows('h200_after.csv')[1:])
+        for part in (before, rows(f'{files}_after.csv')[1:])
     ]
-    _, *lines = shown('before-after')
+    _, *lines = shown(mark)
     assert len(lines) == len(before)
     for arch, mode, phase, old, new, ratio, *peaks in lines:
         key = f'EfficientVMamba:{arch}', mode, phase

@@ -57,9 +57,9 @@ def ms_of(file, model, mode, phase):
     return float(ms)
 
 
-def timed(name):
+def timed(name, file='h200_iteration'):
     """Milliseconds of a config's own iteration, None if it was not timed."""
-    rows = read_csv(BENCHMARK / 'h200_iteration.csv')
+    rows = read_csv(BENCHMARK / f'{file}.csv')
     return next((float(r['ms']) for r in rows if r['model'] == name), None)
 
 
@@ -68,9 +68,9 @@ def step(arch, mode='graph'):
     return ms_of('h200_after', f'EfficientVMamba:{arch}', mode, 'training')
 
 
-def runner():
+def runner(file='h200_iteration'):
     """What an iteration of tiny takes besides the model's step."""
-    return timed(TINY) - step('tiny')
+    return timed(TINY, file) - step('tiny')
 
 
 def flops():
