@@ -20,7 +20,8 @@ def toy(tmp_path):
     base = ROOT / 'configs/mmpretrain/evmamba-tiny_16xb128-amp-300e_in1k.py'
     path.write_text(
         f"_base_ = '{base}'\n"
-        "model = dict(backbone=dict(arch='atto'),\n"
+        "init_cfg = dict(type='Pretrained', checkpoint='missing.pth')\n"
+        "model = dict(backbone=dict(arch='atto', init_cfg=init_cfg),\n"
         '             head=dict(in_channels=128))\n'
         "optim_wrapper = dict(type='OptimWrapper')\n"
         'train_dataloader = dict(batch_size=2)\n'

@@ -19,6 +19,7 @@ from evmamba_mm.benchmark import (
     scans,
     timing,
 )
+from evmamba_mm.config_files import read_config
 
 from .tool import ROOT, SCRIPT, benchmark, run
 
@@ -357,6 +358,25 @@ def test_mixed_precision_needs_a_gpu(capsys):
     arguments = ('--random', 32, '--device', 'cpu')
     assert run('iteration', ROOT / config, *arguments) == 2
     assert 'a GPU; on a CPU give a config' in capsys.readouterr().err
+
+
+def test_batches_come_in_the_same_order(toy, class_folders):
+    config = read_config(toy)
+    loader = config.train_dataloader
+    loader.update(num_workers=0, persistent_workers=False)
+    loader.dataset = dict(
+        type='CustomDataset',
+        data_prefix=str(class_folders),
+        pipeline=loader.dataset.pipeline,
+    )
+    path = toy.with_name('few.py')
+    config.dump(path)
+    first, second = (
+        [batch['gt_label'] for batch in iteration.batches_of(path, None, CPU)]
+        for _ in '12'
+    )
+    assert len(first) == 2
+    torch.testing.assert_close(first, second)
 
 
 def test_noise_is_for_classifiers():
