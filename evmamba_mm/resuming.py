@@ -72,11 +72,21 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def trained_before(folder: str | Path) -> Path | None:
+    """Return a checkpoint that a training left in a folder, or None."""
+    files = sorted(Path(folder).glob('*.pth'))
+    return next((x for x in files if REGULAR.fullmatch(x.name)), None)
+
+
 def missing_for_resume(checkpoint: Mapping[str, Any]) -> list[str]:
     """List the keys without which mmengine cannot resume."""
     meta = checkpoint.get('meta')
-    found = set(meta) if isinstance(meta, Mapping) else set()
-    missing = [f'meta.{key}' for key in ('epoch', 'iter') if key not in found]
+    found = meta if isinstance(meta, Mapping) else {}
+    missing = [
+        f'meta.{key}'
+        for key in ('epoch', 'iter')
+        if not isinstance(found.get(key), int) or found[key] < 0
+    ]
     if not isinstance(checkpoint.get('message_hub'), Mapping):
         missing.append('message_hub')
     return missing

@@ -54,6 +54,20 @@ def is_legal(path: Path) -> bool:
     return path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 
+def is_readable(path: Path) -> bool:
+    """Return whether a path is worth a look: an image, a video, or its link.
+
+    A broken link is reported when it is read. To read a pipe or a device could
+    wait for ever.
+    """
+    return is_legal(path) and (path.is_file() or not path.exists())
+
+
+def real_path(path: Path) -> Path:
+    """Resolve links, also those that lead to themselves."""
+    return Path(os.path.realpath(path))
+
+
 def collect(text: str, out_dir: Path) -> Collected:
     """Finds the images and videos that INPUT means.
 
@@ -88,11 +102,11 @@ def collect_folder(folder: Path, out_dir: Path) -> Collected:
     files = [
         path
         for path in sorted(folder.rglob('*'))
-        if path.is_file()
+        if not path.is_dir()
         and not any(p.startswith('.') for p in path.relative_to(folder).parts)
-        and not (results_inside and out_dir in path.resolve().parents)
+        and not (results_inside and out_dir in real_path(path).parents)
     ]
-    paths = [path for path in files if is_legal(path)]
+    paths = [path for path in files if is_readable(path)]
     if not paths:
         raise ValueError(
             f'INPUT {str(folder)!r} is a folder without images or videos, '
@@ -108,10 +122,8 @@ def collect_glob(pattern: str) -> Collected:
         ValueError: If it matches none.
     """
     found = map(Path, sorted(glob.glob(pattern, recursive=True)))
-    # A broken link counts as a match: it is reported when it is read. To read
-    # a pipe or a device could wait for ever.
-    matches = [p for p in found if p.is_file() or not p.exists()]
-    paths = [path for path in matches if is_legal(path)]
+    matches = [path for path in found if not path.is_dir()]
+    paths = [path for path in matches if is_readable(path)]
     if not paths:
         raise ValueError(
             f'INPUT {pattern!r} matches no image or video, '

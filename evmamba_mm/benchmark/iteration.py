@@ -17,6 +17,7 @@ from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.runner.utils import set_random_seed
 from torch.utils.data import DataLoader, TensorDataset
 
 from ..compat import init_cpu_dist
@@ -94,13 +95,27 @@ def random_batches(config, size, pinned):
 
 def loaded_batches(config):
     """Batches of the config's own loader and data, the same in every run."""
-    loader = Runner.build_dataloader(config.train_dataloader, seed=0)
+    # The processes of torchrun are not a group yet.
+    seed = int(os.environ.get('RANK', 0))
+    set_random_seed(seed)
+    loader = Runner.build_dataloader(config.train_dataloader, seed=seed)
     batches = []
     for batch in loader:
         batches.append(batch)
         if len(batches) == BATCHES:
             break
     return batches
+
+
+def drop_weights(node):
+    """Leaves weights at random: their files need not be there."""
+    if isinstance(node, dict):
+        for key in ('init_cfg', 'pretrained'):
+            if key == 'pretrained' or 'Pretrained' in str(node.get(key)):
+                node.pop(key, None)
+        node = [*node.values()]
+    for child in node if isinstance(node, list | tuple) else ():
+        drop_weights(child)
 
 
 def build_runner(config, batches, mode, length, folder):
@@ -113,9 +128,7 @@ def build_runner(config, batches, mode, length, folder):
         custom = [x for x in custom if x['type'] != 'CUDAGraphHook']
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config.pop(name, None)
-    # Weights have no influence on the time, and need not be there.
-    for part in (config.model, config.model.get('backbone', {})):
-        part.pop('init_cfg', None)
+    drop_weights(config.model)
     launcher = 'pytorch' if processes() > 1 else 'none'
     init_cpu_dist(config, launcher)
     # The config's env_cfg says whether cuDNN tries its algorithms, as in a

@@ -184,7 +184,7 @@ def run_in_lines(cfg: Config) -> Iterator[None]:
                 f'the loader, or the size of its images ({said})',
             )
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             checks.leave(
                 error,

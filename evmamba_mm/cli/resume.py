@@ -1,11 +1,16 @@
 """The checkpoint that train.py resumes from."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
 
-from ..resuming import missing_for_resume, newest_checkpoint
+from ..resuming import (
+    missing_for_resume,
+    newest_checkpoint,
+    trained_before,
+)
 from ..weight_files import BrokenWeightsError, read_weights
 
 logger = logging.getLogger('evmamba_mm')
@@ -24,6 +29,7 @@ def choose_checkpoint(cfg: Config) -> None:
         BrokenWeightsError: If it, or each that was found, does not load.
     """
     if not cfg.get('resume'):
+        _tell_of_earlier(cfg.work_dir)
         return
     if cfg.get('runner_type') == 'FlexibleRunner':
         raise ValueError(
@@ -61,9 +67,57 @@ def choose_checkpoint(cfg: Config) -> None:
     for key in ('optimizer', 'param_schedulers'):
         if key not in checkpoint:
             logger.warning('%s has no %s: it starts anew', path, key)
+    for note in differences(cfg, checkpoint):
+        logger.warning('%s %s', path, note)
     seed = checkpoint['meta'].get('seed')
     if cfg.get('randomness', {}).get('seed') is None and seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
+
+
+def _tell_of_earlier(work_dir: str) -> None:
+    old = trained_before(work_dir)
+    if old is not None:
+        logger.warning(
+            '%s is of an earlier training, and this one starts from the '
+            'beginning in its folder, where it overwrites files of the same '
+            'name; --resume goes on from there, --work-dir chooses another '
+            'folder',
+            old,
+        )
+
+
+def differences(cfg: Config, checkpoint: dict) -> Iterator[str]:
+    """Yields what a resumed training does that the config does not say."""
+    meta, loop = checkpoint['meta'], cfg.get('train_cfg') or {}
+    for done, most in (('epoch', 'max_epochs'), ('iter', 'max_iters')):
+        end = loop.get(most)
+        if isinstance(end, int) and meta[done] >= end:
+            yield (
+                f'is of {done} {meta[done]}, and train_cfg.{most} is {end}: '
+                'nothing is left to train'
+            )
+    optimizer = checkpoint.get('optimizer')
+    optimizer = optimizer if isinstance(optimizer, dict) else {}
+    groups = optimizer.get('param_groups') or []
+    moving = any('betas' in x or x.get('momentum') for x in groups)
+    if moving and meta['iter'] and not optimizer.get('state'):
+        yield 'has no state of the optimizer: its averages start anew'
+    schedules = checkpoint.get('param_schedulers'), cfg.get('param_scheduler')
+    if all(isinstance(x, list) for x in schedules):
+        stored, wanted = map(len, schedules)
+        if stored != wanted:
+            yield (
+                f'has the state of {stored} schedules, and the config '
+                f'{wanted}: those without one start anew'
+            )
+    rates = {x.get('initial_lr', x.get('lr')) for x in groups}
+    rate = cfg.get('optim_wrapper', {}).get('optimizer', {}).get('lr')
+    scaled = cfg.get('auto_scale_lr', {}).get('enable')
+    if rates and rate is not None and not scaled and rate not in rates:
+        yield (
+            f'goes on with the learning rate that it was trained with '
+            f'({max(rates):g}), not with optim_wrapper.optimizer.lr={rate:g}'
+        )
 
 
 def _read(path: Path) -> dict:

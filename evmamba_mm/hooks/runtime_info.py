@@ -1,5 +1,7 @@
 """Losses and gradient norms that reach the log without a wait a step."""
 
+import math
+
 import torch
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -20,7 +22,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     GPU has finished. This one keeps them on the device until the log is
     written, a checkpoint is saved or validation begins. The message hub then
     gets every value, in order; a hook that reads it in between finds values of
-    an earlier iteration, and needs mmengine's 'RuntimeInfoHook'.
+    an earlier iteration, and needs mmengine's 'RuntimeInfoHook'. A loss that
+    is infinite or NaN is told once.
 
     Args:
         limit: Most iterations that values are kept for.
@@ -34,6 +37,7 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         self.limit = limit
         self._kept: list[tuple[str, Tensor]] = []
         self._iterations = 0
+        self._told = False
         self._clipping: list[OptimWrapper] = []
 
     def before_train(self, runner) -> None:
@@ -96,8 +100,20 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
             numbers = torch.stack([x.reshape(()).double() for x in values])
             for name, number in zip(names, numbers.tolist(), strict=True):
                 runner.message_hub.update_scalar(name, number)
+                if name == 'train/loss' and not math.isfinite(number):
+                    self._warn(runner, number)
         self._kept.clear()
         self._iterations = 0
+
+    def _warn(self, runner, loss: float) -> None:
+        if not self._told:
+            self._told = True
+            runner.logger.warning(
+                'the loss is %s, at iteration %d or before it; the training '
+                'goes on, but learns nothing from such a loss',
+                loss,
+                runner.iter + 1,
+            )
 
     def before_val(self, runner) -> None:
         """Hand over what validation hooks may read."""

@@ -1,5 +1,6 @@
 """The parts of infer.py: arguments, inputs, reading, names, batches."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +56,18 @@ def test_inputs_and_where_their_results_go(
 def test_results_inside_the_input_folder_are_no_inputs(tmp_path):
     touch(tmp_path, 'a.png', 'results/a.png', 'results/sub/b.png')
     assert targets(tmp_path, tmp_path / 'results') == ['a.png']
+
+
+def test_links_and_pipes_of_a_folder_are_told(tmp_path):
+    touch(tmp_path, 'a.png', 'notes.txt', 'sub/b.png')
+    (tmp_path / 'lost.jpg').symlink_to(tmp_path / 'nowhere.jpg')
+    (tmp_path / 'loop.png').symlink_to(tmp_path / 'loop.png')
+    os.mkfifo(tmp_path / 'pipe.png')
+    for text in (tmp_path, tmp_path / '**'):
+        found = sources.collect(str(text), tmp_path / 'results')
+        names = {path.name for path in found.paths}
+        assert names == {'a.png', 'b.png', 'lost.jpg', 'loop.png'}
+        assert found.left_out == 2
 
 
 def test_same_stem_keeps_the_full_name(tmp_path):

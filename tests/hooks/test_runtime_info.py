@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ class Histories(Hook):
         self.counts.append(len(scalars['train/loss'].data[0]) if has else 0)
 
 
-def trained(folder, deferred, interval=2):
+def trained(folder, deferred, interval=2, more=()):
     pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
     hooks = [FOREACH_EMA if deferred else EMA]
     cfg = train_classifier.config(folder, 'fp32', hooks)
@@ -49,7 +50,8 @@ def trained(folder, deferred, interval=2):
         cfg.default_hooks.runtime_info = dict(type='DeferredRuntimeInfoHook')
     runner = Runner.from_cfg(cfg)
     counted = Histories()
-    runner.register_hook(counted)
+    for hook in (counted, *more):
+        runner.register_hook(hook)
     runner.train()
     return runner, counted.counts
 
@@ -94,6 +96,20 @@ def test_training_log_and_checkpoint_equal_the_stock_ones(tmp_path):
     hubs = [file['message_hub']['log_scalars'] for file in files]
     assert len(history(hubs[1], 'loss')) == len(history(hubs[0], 'loss')) == 9
     assert len(files[1]['optimizer']['param_groups']) == 2
+
+
+def test_infinite_loss_is_told_once(tmp_path):
+    class Break(Hook):
+        priority = 'VERY_HIGH'
+
+        def after_train_iter(self, runner, batch_idx, **more):
+            if runner.iter == 2:
+                with torch.no_grad():
+                    next(runner.model.parameters()).fill_(torch.inf)
+
+    runner = trained(tmp_path, deferred=True, more=[Break()])[0]
+    text = Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
+    assert text.count('the loss is nan, at iteration 5 or before it') == 1
 
 
 def test_clipping_is_given_back(tmp_path):

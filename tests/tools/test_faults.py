@@ -30,6 +30,8 @@ HOOKS = (
 def hear_ctrl_c():
     # Below a shell's background job it is ignored, and so by every child.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A signal to its group is for this training alone.
+    os.setpgrp()
 
 
 @contextlib.contextmanager
@@ -134,6 +136,20 @@ def test_two_processes_stop_together(toy, warm_python):
     assert 'Traceback' not in said
     saved = torch.load(toy / 'work_two' / 'interrupted.pth')
     assert saved['meta']['iter'] % 2 == 0
+
+
+def test_signal_to_all_processes_of_a_job(toy):
+    """As a scheduler sends it: the loader's workers get it as well."""
+    command = [sys.executable, TOOLS / 'train.py', 'toy.py']
+    command += ['--work-dir', 'work_job', '--cfg-options', *LONG, *NO_VAL]
+    command += [HOOKS[0], 'train_dataloader.num_workers=2']
+    with start(toy, *command) as process:
+        wait_for(toy / 'work_job' / 'last_checkpoint', process)
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert said.splitlines()[-1].startswith('stopped by SIGTERM after')
+    assert (toy / 'work_job' / 'interrupted.pth').is_file()
 
 
 LOSE = """
@@ -254,6 +270,46 @@ def test_file_to_resume_that_is_none(tmp_path, package_log):
     chosen(tmp_path, load_from=str(tmp_path / 'c.pth'))
     (record,) = package_log.records
     assert 'c.pth has no optimizer: it starts anew' in record.getMessage()
+
+
+def test_what_a_resume_does_beside_the_config_is_told(tmp_path, package_log):
+    group = dict(lr=0.01, initial_lr=0.1, betas=(0.9, 0.99))
+    state = dict(state={}, param_groups=[group])
+    save(tmp_path / 'a.pth', optimizer=state, param_schedulers=[{}, {}])
+    adam = dict(type='AdamW', lr=0.2)
+    settings = dict(
+        train_cfg=dict(max_epochs=1),
+        optim_wrapper=dict(optimizer=adam),
+        param_scheduler=[dict(type='LinearLR')],
+    )
+    path = str(tmp_path / 'a.pth')
+    chosen(tmp_path, load_from=path, **settings)
+    said = [record.getMessage() for record in package_log.records]
+    for line, part in zip(
+        said,
+        (
+            'is of epoch 1, and train_cfg.max_epochs is 1: nothing is left',
+            'has no state of the optimizer',
+            'has the state of 2 schedules, and the config 1',
+            '(0.1), not with optim_wrapper.optimizer.lr=0.2',
+        ),
+        strict=True,
+    ):
+        assert line.startswith(path) and part in line
+
+
+@pytest.mark.parametrize('epoch', ['two', -5, float('nan'), None])
+def test_epoch_that_is_no_number(epoch, tmp_path):
+    save(tmp_path / 'a.pth', meta=dict(epoch=epoch, iter=3))
+    with pytest.raises(BrokenWeightsError, match=r'no state.*meta\.epoch'):
+        chosen(tmp_path, load_from=str(tmp_path / 'a.pth'))
+
+
+def test_new_training_over_an_old_one_is_told(tmp_path, package_log):
+    save(tmp_path / 'epoch_1.pth')
+    resume.choose_checkpoint(Config(dict(work_dir=str(tmp_path))))
+    (record,) = package_log.records
+    assert 'epoch_1.pth is of an earlier training' in record.getMessage()
 
 
 def test_state_of_another_training_is_a_line(toy, warm_python):

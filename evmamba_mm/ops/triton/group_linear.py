@@ -267,8 +267,7 @@ def _sum_of_sets(sums: Tensor, step: int) -> Tensor:
 
 def _backward_tile(u: Tensor, outputs: int) -> tuple[int, int, int]:
     """BLOCK_P, BLOCK_D and pixels, so that two products fit into registers."""
-    half = u.dtype != torch.float32
-    most = 64 if half else 32
+    most = 32 if u.dtype == torch.float32 else 64
     block_p = _padded(outputs, 256)
     block_d = _padded(u.shape[3], most >> (block_p > 128))
     return block_p, block_d, most >> (block_p > 64)

@@ -99,6 +99,8 @@ def as_script(tool, arguments, folder, log):
     torch.backends.cudnn.deterministic = True
     # A shell that starts this in the background has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A signal to its group is for it and its workers.
+    os.setpgrp()
     # As Python does for a script.
     sys.path[0] = str(tool.parent)
     runpy.run_path(str(tool), run_name='__main__')

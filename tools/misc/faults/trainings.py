@@ -86,7 +86,9 @@ def send_signals(lab, tally, whole, seconds, count):
             # It may be over before the signal is heard: nothing is tried.
             lab.end(process, log)
             continue
-        os.kill(process.pid, getattr(signal, name))
+        # A scheduler signals all processes of a job.
+        send = os.killpg if number // 3 % 2 else os.kill
+        send(process.pid, getattr(signal, name))
         ended = lab.end(process, log)
         line = ended.output.splitlines()[-1]
         expected = 128 + getattr(signal, name)
