@@ -1,5 +1,6 @@
 """Runs torch's launcher of processes, and reports its errors in a line."""
 
+import importlib.util
 import os
 import signal
 import sys
@@ -16,6 +17,11 @@ def end_by_signal(number, frame):
 
 def launch():
     """Run torchrun; return the exit status and what is to be said."""
+    if importlib.util.find_spec('torch') is None:
+        return 2, (
+            f'{sys.executable} has no torch: activate the environment that '
+            'has it, or name its python in PYTHON'
+        )
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', SHUTDOWN_SECONDS)
     # What SLURM sends before its limit; torchrun hands on the others itself.
     signal.signal(signal.SIGUSR1, end_by_signal)

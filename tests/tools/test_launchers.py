@@ -264,3 +264,11 @@ def test_killed_training_goes_on_from_its_last_checkpoint(toy, warm_python):
         int(state['step']) for state in finished['optimizer']['state'].values()
     }
     assert steps == {2 * last}
+
+
+def test_python_without_torch_is_a_line():
+    # Without `site` there are no packages.
+    command = [sys.executable, '-IS', TOOLS / 'torchrun.py']
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f'torchrun: {sys.executable} has no torch')
