@@ -98,7 +98,9 @@ def differences(cfg: Config, checkpoint: dict) -> Iterator[str]:
             )
     optimizer = checkpoint.get('optimizer')
     optimizer = optimizer if isinstance(optimizer, dict) else {}
-    groups = optimizer.get('param_groups') or []
+    groups = optimizer.get('param_groups')
+    groups = groups if isinstance(groups, list) else []
+    groups = [group for group in groups if isinstance(group, dict)]
     moving = any('betas' in x or x.get('momentum') for x in groups)
     if moving and meta['iter'] and not optimizer.get('state'):
         yield 'has no state of the optimizer: its averages start anew'
@@ -110,9 +112,11 @@ def differences(cfg: Config, checkpoint: dict) -> Iterator[str]:
                 f'has the state of {stored} schedules, and the config '
                 f'{wanted}: those without one start anew'
             )
-    rates = {x.get('initial_lr', x.get('lr')) for x in groups}
-    rate = cfg.get('optim_wrapper', {}).get('optimizer', {}).get('lr')
-    scaled = cfg.get('auto_scale_lr', {}).get('enable')
+    rates = [x.get('initial_lr', x.get('lr')) for x in groups]
+    rates = [x for x in rates if isinstance(x, int | float)]
+    wrapper = cfg.get('optim_wrapper') or {}
+    rate = (wrapper.get('optimizer') or {}).get('lr')
+    scaled = (cfg.get('auto_scale_lr') or {}).get('enable')
     if rates and rate is not None and not scaled and rate not in rates:
         yield (
             f'goes on with the learning rate that it was trained with '
