@@ -1,10 +1,15 @@
-"""Draws the figures of the pages, from data and from the real model."""
+"""Draws the figures of the pages, from data and from the real model.
+
+exit status: 0; with --check 1 if the file shows other data; 2 if an argument
+or a file is wrong
+"""
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
-from drawing import style
+from drawing import digest, style
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 TABLE = RESULTS / 'paper' / 'table2.csv'
@@ -13,7 +18,10 @@ PHASES = ('inference', 'training')
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     kinds = parser.add_subparsers(dest='figure', required=True)
     accuracy = kinds.add_parser(
         'accuracy', help='top-1 against FLOPs, ours and the peers'
@@ -52,19 +60,29 @@ def parse_args(argv=None):
     add_curves(kinds)
     add_throughput(kinds)
     for kind in kinds.choices.values():
-        kind.add_argument(
-            *('-o', '--output'),
-            type=Path,
-            required=True,
-            metavar='FILE',
-            help=f'file to write, one of {", ".join(style.SUFFIXES)}',
-        )
+        add_output(kind)
     args = parser.parse_args(argv)
     if args.figure == 'erf':
         from evmamba_mm.cli.arguments import check_arguments
 
         check_arguments(parser, args, 'CONFIG')
     return args
+
+
+def add_output(parser):
+    parser.add_argument(
+        *('-o', '--output'),
+        type=Path,
+        required=True,
+        metavar='FILE',
+        help=f'file to write, one of {", ".join(style.SUFFIXES)}',
+    )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='write nothing; say whether FILE, a PNG, shows what would be '
+        'drawn',
+    )
 
 
 def add_evidence(kinds):
@@ -260,9 +278,25 @@ def draw(args):
         erf.draw(args.output, args)
 
 
+def is_current(args):
+    """Whether a file shows what would be drawn into it."""
+    style.require_matplotlib()
+    shown = digest.digest_of_file(args.output)
+    with tempfile.TemporaryDirectory() as folder:
+        args.output = Path(folder, 'now.png')
+        draw(args)
+        return shown == digest.digest_of_file(args.output)
+
+
 def main(argv=None):
     args = parse_args(argv)
+    output = args.output
     try:
+        if args.check:
+            if is_current(args):
+                return 0
+            print(f'{output} shows other data; draw it anew', file=sys.stderr)
+            return 1
         draw(args)
     except (ValueError, ImportError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)

@@ -4,6 +4,8 @@ import contextlib
 import io
 from pathlib import Path
 
+from .digest import KEY, digest
+
 SUFFIXES = ('.png', '.svg', '.pdf')
 # 1600 pixels wide at DPI, for pages that show 800.
 WIDTH_INCHES = 8.0
@@ -89,6 +91,7 @@ def write(figure, path):
         figure.savefig(path)
         return
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png')
@@ -102,4 +105,6 @@ def write(figure, path):
             kmeans=1,
             dither=Image.Dither.NONE,
         )
-        few.save(path, optimize=True)
+        about = PngInfo()
+        about.add_text(KEY, digest(figure))
+        few.save(path, optimize=True, pnginfo=about)
