@@ -495,15 +495,17 @@ def batch_norm_backward(
 
 
 def norm_relu_backward(
-    du: Tensor, x: Tensor, norm: ChannelNorm
+    du: Tensor, x: Tensor, norm: ChannelNorm | None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x and of the norm's vectors, from that of ``relu(norm)``.
 
     Args:
         du: Gradient of the ReLU's result.
         x: Feature map (B, H, W, C).
-        norm: Its norm.
+        norm: Its norm, None where there was neither it nor the ReLU.
     """
+    if norm is None:
+        return (du,)
     gradients = batch_norm_backward(
         du, x, *norm[:4], norm.own, norm.eps, 'relu'
     )

@@ -582,9 +582,7 @@ class _DepthwiseConv(torch.autograd.Function):
             *(dy, x, weight, bias, ctx.activation, norm),
             'none' if norm is None else 'relu',
         )
-        dnorm = ()
-        if norm is not None:
-            dx, *dnorm = norm_relu_backward(dx, x, norm)
+        dx, *dnorm = norm_relu_backward(dx, x, norm)
         return dx, *split_sums(sums, weight, bias), None, None, None, *dnorm
 
 

@@ -320,9 +320,7 @@ class _SqueezeExcite(torch.autograd.Function):
             sum_parts(dlogits, dtype=mean.dtype),
         )
         pairs = zip(dparameters, tensors[-4:], strict=True)
-        dnorm = ()
-        if norm is not None:
-            dx, *dnorm = norm_relu_backward(dx, x, norm)
+        dx, *dnorm = norm_relu_backward(dx, x, norm)
         return dx, None, None, *dnorm, *(dw.to(w.dtype) for dw, w in pairs)
 
 
