@@ -1,5 +1,6 @@
 """The checkpoint that train.py resumes from."""
 
+import ast
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,31 +98,38 @@ def differences(cfg: Config, checkpoint: dict) -> Iterator[str]:
                 'nothing is left to train'
             )
     optimizer = checkpoint.get('optimizer')
-    optimizer = optimizer if isinstance(optimizer, dict) else {}
-    groups = optimizer.get('param_groups')
-    groups = groups if isinstance(groups, list) else []
-    groups = [group for group in groups if isinstance(group, dict)]
-    moving = any('betas' in x or x.get('momentum') for x in groups)
-    if moving and meta['iter'] and not optimizer.get('state'):
-        yield 'has no state of the optimizer: its averages start anew'
-    schedules = checkpoint.get('param_schedulers'), cfg.get('param_scheduler')
-    if all(isinstance(x, list) for x in schedules):
-        stored, wanted = map(len, schedules)
-        if stored != wanted:
+    if isinstance(optimizer, dict) and meta['iter']:
+        groups = optimizer.get('param_groups')
+        # Other optimisers may need no state.
+        if optimizer.get('state') == {} and 'betas' in str(groups):
+            yield 'has no state of the optimizer: its averages start anew'
+    stored, now = map(_sections, (meta.get('cfg'), cfg.pretty_text))
+    for name in ('optim_wrapper', 'param_scheduler'):
+        if stored and stored.get(name) != now.get(name):
             yield (
-                f'has the state of {stored} schedules, and the config '
-                f'{wanted}: those without one start anew'
+                f'was trained with another {name} than the config has: rates '
+                'and schedules go on as the checkpoint has them'
             )
-    rates = [x.get('initial_lr', x.get('lr')) for x in groups]
-    rates = [x for x in rates if isinstance(x, int | float)]
-    wrapper = cfg.get('optim_wrapper') or {}
-    rate = (wrapper.get('optimizer') or {}).get('lr')
-    scaled = (cfg.get('auto_scale_lr') or {}).get('enable')
-    if rates and rate is not None and not scaled and rate not in rates:
-        yield (
-            f'goes on with the learning rate that it was trained with '
-            f'({max(rates):g}), not with optim_wrapper.optimizer.lr={rate:g}'
-        )
+
+
+def _sections(text: object) -> dict[str, str]:
+    """The top level of a config's text by name, which nothing executes."""
+    try:
+        tree = ast.parse(text)
+    except (
+        *(MemoryError, RecursionError),
+        *(SyntaxError, TypeError, ValueError),
+    ):
+        return {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            node.keywords.sort(key=lambda keyword: keyword.arg or '')
+    return {
+        node.targets[0].id: ast.dump(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+    }
 
 
 def _read(path: Path) -> dict:

@@ -10,6 +10,7 @@ from . import (
     compiled_versions,
     ema_weights,
     latest_checkpoint,
+    loader_workers,
     mmcv_ops,
     mmpretrain_multimodal,
     mmseg_flops,
@@ -38,5 +39,6 @@ def apply() -> None:
     resumed_config.apply()
     checkpoint_files.apply()
     latest_checkpoint.apply()
+    loader_workers.apply()
     ema_weights.apply()
     compiled_versions.apply()

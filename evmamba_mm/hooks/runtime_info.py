@@ -109,10 +109,9 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         if not self._told:
             self._told = True
             runner.logger.warning(
-                'the loss is %s, at iteration %d or before it; the training '
-                'goes on, but learns nothing from such a loss',
+                'the loss is %s; the training goes on, but weights that took '
+                'a step by it are of no use',
                 loss,
-                runner.iter + 1,
             )
 
     def before_val(self, runner) -> None:

@@ -2,8 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,28 +18,6 @@ from .atomic_checkpoint import BACKEND
 FILE = 'interrupted.pth'
 
 
-@dataclass(frozen=True)
-class _StartOfWorker:
-    """Calls what the loader had for this, then spares the worker a signal.
-
-    A scheduler signals all processes of a job. The training has to load the
-    batch of its last iteration before it can stop, and ends its workers.
-    """
-
-    before: Callable[[int], None] | None
-    signals: tuple[int, ...]
-
-    def __call__(self, worker_id: int) -> None:
-        if self.before is not None:
-            self.before(worker_id)
-        for number in self.signals:
-            signal.signal(number, _hear_the_next)
-
-
-def _hear_the_next(number: int, frame) -> None:
-    signal.signal(number, signal.SIG_DFL)
-
-
 @HOOKS.register_module()
 class SignalHook(Hook):
     """Ends a training on SIGTERM or SIGUSR1 with a checkpoint.
@@ -49,8 +26,7 @@ class SignalHook(Hook):
     folder, and the process exits with 128 plus the signal's number. Several
     processes compare notes every `interval` iterations and stop together, so
     it is enough that one of them gets the signal. In validation the signal
-    waits until the next iteration. Workers of the loaders outlive the first
-    signal, which a scheduler may send to all processes.
+    waits until the next iteration.
 
     Args:
         signals: Names of signals.
@@ -85,14 +61,6 @@ class SignalHook(Hook):
         self._caught = 0
         for number in self.signals:
             self._before[number] = signal.signal(number, self._note)
-        for loop in (runner.train_loop, runner.val_loop):
-            loader = getattr(loop, 'dataloader', None)
-            # ExactResumeHook may stand before it.
-            loader = getattr(loader, 'loader', loader)
-            if getattr(loader, 'num_workers', 0):
-                loader.worker_init_fn = _StartOfWorker(
-                    loader.worker_init_fn, tuple(self.signals)
-                )
 
     def _note(self, number: int, frame) -> None:
         self._caught = number

@@ -8,15 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from mmengine.config import Config
 
-from evmamba_mm.cli import launch, lock, resume
-from evmamba_mm.weight_files import BrokenWeightsError
+from evmamba_mm.cli import launch, lock
 
 from .test_launchers import environment, run, wait_for
+from .test_resume import save
 from .test_train_test import TOOLS, as_python, free_port, load_tool
 
 LONG = ('train_cfg.max_epochs=100000', 'default_hooks.logger.interval=1')
@@ -138,18 +139,49 @@ def test_two_processes_stop_together(toy, warm_python):
     assert saved['meta']['iter'] % 2 == 0
 
 
-def test_signal_to_all_processes_of_a_job(toy):
-    """As a scheduler sends it: the loader's workers get it as well."""
-    command = [sys.executable, TOOLS / 'train.py', 'toy.py']
-    command += ['--work-dir', 'work_job', '--cfg-options', *LONG, *NO_VAL]
-    command += [HOOKS[0], 'train_dataloader.num_workers=2']
+BY_ITERATIONS = """
+_base_ = 'toy.py'
+train_cfg = dict(_delete_=True, by_epoch=False, max_iters=100000)
+train_dataloader = dict(
+    sampler=dict(_delete_=True, type='InfiniteSampler'), num_workers=1
+)
+param_scheduler = None
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=3),
+    signals=dict(type='SignalHook'),
+)
+"""
+
+
+@pytest.mark.parametrize('persistent', [False, True])
+@pytest.mark.parametrize('config', ['toy.py', 'by_iterations.py'])
+def test_signals_to_all_processes_of_a_job(config, persistent, toy):
+    """As a scheduler sends them: the loader's workers get them as well."""
+    (toy / 'by_iterations.py').write_text(BY_ITERATIONS)
+    work = f'work_{config}_{persistent}'
+    command = [sys.executable, TOOLS / 'train.py', config]
+    command += ['--work-dir', work, '--cfg-options', *NO_VAL, HOOKS[0]]
+    command += LONG if config == 'toy.py' else []
+    command += ['train_dataloader.num_workers=1']
+    command += [f'train_dataloader.persistent_workers={persistent}']
     with start(toy, *command) as process:
-        wait_for(toy / 'work_job' / 'last_checkpoint', process)
-        os.killpg(process.pid, signal.SIGTERM)
+        wait_for(toy / work / 'last_checkpoint', process)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(0.02)
         said = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.SIGTERM, said
     assert said.splitlines()[-1].startswith('stopped by SIGTERM after')
-    assert (toy / 'work_job' / 'interrupted.pth').is_file()
+    assert (toy / work / 'interrupted.pth').is_file()
+
+
+def test_persistent_workers_end_with_their_training(toy, warm_python):
+    command = [warm_python.path, TOOLS / 'train.py', 'toy.py']
+    command += ['--work-dir', 'work_persistent', '--cfg-options']
+    for name in ('train_dataloader', 'val_dataloader'):
+        command += [f'{name}.num_workers=1', f'{name}.persistent_workers=True']
+    status, output = run(toy, *command)
+    assert status == 0, output
 
 
 LOSE = """
@@ -215,101 +247,6 @@ def test_laboratory_starts_no_cuda_before_it_forks(tmp_path):
     environ = {'PYTHONPATH': str(TOOLS.parent), 'CUDA_VISIBLE_DEVICES': '0'}
     status, output = run(tmp_path, *command, **environ)
     assert status == 0, output
-
-
-def save(path, **content):
-    meta = dict(epoch=1, iter=3, time='20260101_000000', seed=7)
-    weights = dict(a=torch.ones(9))
-    whole = dict(meta=meta, state_dict=weights, message_hub={}, optimizer={})
-    torch.save(whole | dict(param_schedulers=[]) | content, path)
-
-
-def chosen(folder, **settings):
-    cfg = Config(dict(work_dir=str(folder), resume=True, **settings))
-    resume.choose_checkpoint(cfg)
-    return cfg
-
-
-def test_resume_finds_a_file_and_its_seed(tmp_path, package_log):
-    save(tmp_path / 'epoch_1.pth')
-    (tmp_path / 'epoch_2.pth').write_bytes(b'')
-    cfg = chosen(tmp_path)
-    assert cfg.load_from == str(tmp_path / 'epoch_1.pth')
-    assert cfg.randomness.seed == 7
-    (record,) = package_log.records
-    assert 'epoch_2.pth is empty (0 bytes)' in record.getMessage()
-
-
-def test_flexible_runner_is_not_resumed(tmp_path):
-    save(tmp_path / 'epoch_1.pth')
-    with pytest.raises(ValueError, match='leave runner_type out'):
-        chosen(tmp_path, runner_type='FlexibleRunner')
-
-
-def test_resume_of_nothing_starts_from_the_beginning(tmp_path):
-    cfg = chosen(tmp_path)
-    assert not cfg.resume
-    assert 'load_from' not in cfg
-
-
-def test_file_to_resume_that_is_none(tmp_path, package_log):
-    save(tmp_path / 'epoch_1.pth')
-    broken, bare = tmp_path / 'a.pth', tmp_path / 'b' / 'b.pth'
-    broken.write_bytes(b'<html>')
-    with pytest.raises(BrokenWeightsError, match='web page.*epoch_1.pth load'):
-        chosen(tmp_path, load_from=str(broken))
-    bare.parent.mkdir()
-    torch.save(dict(state_dict=dict(a=torch.ones(2))), bare)
-    with pytest.raises(BrokenWeightsError, match='no state of a training'):
-        chosen(tmp_path, load_from=str(bare))
-    save(tmp_path / 'c.pth')
-    content = torch.load(tmp_path / 'c.pth')
-    del content['optimizer']
-    torch.save(content, tmp_path / 'c.pth')
-    package_log.clear()
-    chosen(tmp_path, load_from=str(tmp_path / 'c.pth'))
-    (record,) = package_log.records
-    assert 'c.pth has no optimizer: it starts anew' in record.getMessage()
-
-
-def test_what_a_resume_does_beside_the_config_is_told(tmp_path, package_log):
-    group = dict(lr=0.01, initial_lr=0.1, betas=(0.9, 0.99))
-    state = dict(state={}, param_groups=[group])
-    save(tmp_path / 'a.pth', optimizer=state, param_schedulers=[{}, {}])
-    adam = dict(type='AdamW', lr=0.2)
-    settings = dict(
-        train_cfg=dict(max_epochs=1),
-        optim_wrapper=dict(optimizer=adam),
-        param_scheduler=[dict(type='LinearLR')],
-    )
-    path = str(tmp_path / 'a.pth')
-    chosen(tmp_path, load_from=path, **settings)
-    said = [record.getMessage() for record in package_log.records]
-    for line, part in zip(
-        said,
-        (
-            'is of epoch 1, and train_cfg.max_epochs is 1: nothing is left',
-            'has no state of the optimizer',
-            'has the state of 2 schedules, and the config 1',
-            '(0.1), not with optim_wrapper.optimizer.lr=0.2',
-        ),
-        strict=True,
-    ):
-        assert line.startswith(path) and part in line
-
-
-@pytest.mark.parametrize('epoch', ['two', -5, float('nan'), None])
-def test_epoch_that_is_no_number(epoch, tmp_path):
-    save(tmp_path / 'a.pth', meta=dict(epoch=epoch, iter=3))
-    with pytest.raises(BrokenWeightsError, match=r'no state.*meta\.epoch'):
-        chosen(tmp_path, load_from=str(tmp_path / 'a.pth'))
-
-
-def test_new_training_over_an_old_one_is_told(tmp_path, package_log):
-    save(tmp_path / 'epoch_1.pth')
-    resume.choose_checkpoint(Config(dict(work_dir=str(tmp_path))))
-    (record,) = package_log.records
-    assert 'epoch_1.pth is of an earlier training' in record.getMessage()
 
 
 def test_state_of_another_training_is_a_line(toy, warm_python):
