@@ -92,7 +92,7 @@ def use_mixed_precision(cfg):
 
 
 def scale_learning_rate(cfg):
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise ValueError(
             '--auto-scale-lr: the config has no '
             'auto_scale_lr.base_batch_size, so the batch size that its '
