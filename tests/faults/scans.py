@@ -2,8 +2,8 @@
 
     python -m tests.faults.scans --seed 0 --count 2000 --out FILE
 
-On a GPU the kernels' compilation takes most of the time, and ``--processes 8``
-an eighth of it.
+On a GPU the kernels' compilation takes most of the time, which ``--processes``
+shares.
 
 Each trial draws sizes, dtypes, memory layouts, options and a backend, and
 compares output, gradients and forward-mode derivatives. It holds if they are
