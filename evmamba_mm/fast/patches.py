@@ -4,10 +4,6 @@ These are methods of classes and functions of torch. The kernels would go on
 computing the former ones.
 """
 
-import operator
-from collections.abc import Callable
-from types import BuiltinFunctionType, SimpleNamespace
-
 import torch.nn.functional as F
 from torch import nn
 
@@ -38,52 +34,41 @@ _METHODS += [
         *('layer_norm', 'linear', 'pad', 'relu', 'silu'),
     )
 ]
-# Reads all of them in one call.
-_CLASSES = SimpleNamespace(**{f'{id(kind)}': kind for kind, _ in _METHODS})
-_methods = operator.attrgetter(
-    *(f'{id(kind)}.{name}' for kind, name in _METHODS)
-)
 
 
-def _is_home(method: Callable, *homes: str) -> bool:
-    space = getattr(method, '__globals__', {})
-    return space.get('__name__', '').startswith(homes)
+def _read() -> list[object]:
+    """What runs: tools that reload files put new code into old functions."""
+    methods = [getattr(owner, name) for owner, name in _METHODS]
+    return [getattr(method, '__code__', method) for method in methods]
 
 
-def _is_original(kind: object, name: str, method: Callable) -> bool:
-    if kind is not F:
-        owners = tuple(f'{owner.__name__}.' for owner in kind.__mro__)
-        known = _is_home(method, 'torch.nn.', layers.__name__)
-        return known and method.__qualname__.startswith(owners)
-    known = isinstance(method, BuiltinFunctionType) or _is_home(
-        method, 'torch.nn.'
-    )
-    return known and method.__name__ == name
+def _is_original(owner: object, name: str) -> bool:
+    """Whether it is a method of its class, or torch's function."""
+    method = getattr(owner, name)
+    home = getattr(method, '__globals__', {'__name__': 'torch.nn.'})
+    if not home['__name__'].startswith(('torch.nn.', layers.__name__)):
+        return False
+    if owner is F:
+        return method.__name__ == name
+    owners = tuple(f'{base.__name__}.' for base in owner.__mro__)
+    return getattr(method, '__qualname__', '').startswith(owners)
 
 
-# None where somebody had patched a method before this import.
+# None where somebody had patched it before this import.
 _originals = [
-    method if _is_original(*place, method) else None
-    for place, method in zip(_METHODS, _methods(_CLASSES), strict=True)
+    code if _is_original(*method) else None
+    for method, code in zip(_METHODS, _read(), strict=True)
 ]
-# Tools that reload edited files put new code into the old functions.
-_OURS = [*{x for x in _originals if _is_home(x, layers.__name__)}]
-_code = operator.attrgetter('__code__')
-_CODES = [*map(_code, _OURS)]
 
 
 def patched() -> str | None:
     """A class or module with a replaced method or function, or None."""
-    methods = [*_methods(_CLASSES)]
-    if methods == _originals and [*map(_code, _OURS)] == _CODES:
+    found = _read()
+    if found == _originals:
         return None
-    edited = [
-        x for x, code in zip(_OURS, _CODES, strict=True) if x.__code__ != code
-    ]
-    for index, (kind, name) in enumerate(_METHODS):
-        method = methods[index]
-        if _originals[index] is None and _is_original(kind, name, method):
-            _originals[index] = method
-        if method is not _originals[index] or method in edited:
-            return f'{kind.__name__} has a patched {name}'
+    for i, (owner, name) in enumerate(_METHODS):
+        if _originals[i] is None and _is_original(owner, name):
+            _originals[i] = found[i]
+        if found[i] != _originals[i]:
+            return f'{owner.__name__} has a patched {name}'
     return None

@@ -513,10 +513,9 @@ def conv_backward(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
-    input_norm: ChannelNorm | None = None,
-    input_activation: str = 'none',
+    norm_relu: ChannelNorm | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the backward, for what the norm and the activation of x give.
+    """Launch the backward, for what the norm of x and its ReLU give.
 
     Returns:
         Gradient of what is convolved, and in fp32 those of the weight and then
@@ -529,7 +528,8 @@ def conv_backward(
     dy, dy_stride = pixel_rows(dy)
     _, height, width, channels = x.shape
     plan = gradient_plan(x.shape, activation)
-    in_vectors, in_eps = norm_arguments(input_norm)
+    in_vectors, in_eps = norm_arguments(norm_relu)
+    in_activation = 'none' if norm_relu is None else 'relu'
     dz = dy if activation == 'none' else torch.empty_like(dx)
     # As many blocks for each program, so that all end at one time.
     turns = -(-plan.blocks * plan.chunks // common.LIMITS.partial_sums)
@@ -549,7 +549,7 @@ def conv_backward(
             plan.patches, height, width, plan.rows, plan.blocks, slots,
             channels, stride, dy_stride, in_eps,
         ),
-        (activation, input_activation, plan.block_p, plan.block_c),
+        (activation, in_activation, plan.block_p, plan.block_c),
         _WARPS,
     )  # fmt: skip
     _convolve(dz, weight, None, dx, True, 'none')
@@ -578,10 +578,7 @@ class _DepthwiseConv(torch.autograd.Function):
     def backward(ctx, dy):
         x, weight, bias, *norm = ctx.saved_tensors
         norm = ChannelNorm(*norm, *ctx.settings) if norm else None
-        dx, sums = conv_backward(
-            *(dy, x, weight, bias, ctx.activation, norm),
-            'none' if norm is None else 'relu',
-        )
+        dx, sums = conv_backward(dy, x, weight, bias, ctx.activation, norm)
         dx, *dnorm = norm_relu_backward(dx, x, norm)
         return dx, *split_sums(sums, weight, bias), None, None, None, *dnorm
 
