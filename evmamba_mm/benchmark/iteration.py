@@ -1,110 +1,116 @@
-"""A training iteration of mmengine's Runner, with the batches in memory.
+"""A training iteration of mmengine's Runner, whole and in parts.
 
-Under torchrun all processes train together, and the first one measures.
+The batches are in memory, or the config's own loader reads them. Under
+torchrun all processes train together, and the first one measures.
 """
 
-import contextlib
 import functools
 import logging
+import math
 import os
-import statistics
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.runner.utils import set_random_seed
-from torch.utils.data import DataLoader, TensorDataset
 
 from ..compat import init_cpu_dist
 from ..config_files import read_config
 from . import timing
+from .batches import (
+    Replayed,
+    ahead,
+    lasting,
+    loaded_batches,
+    random_batches,
+)
+from .data import pipeline_config
+from .stopwatch import PHASES, WHOLE, Finished, Stopwatch
 
-BATCHES = 4
 # Iterations before anything is timed: graphs are captured in the first.
 WARM_UP = 20
 MODES = ('config', 'eager')
-PHASES = ('iteration', 'forward', 'backward and optimizer', 'rest')
 
 
-class Replayed(DataLoader):
-    """A loader that gives a few batches again and again, at once.
+@dataclass(frozen=True)
+class Source:
+    """What a config trains on.
 
     Args:
-        batches: What a loader gave.
-        length: How many to give.
+        size: Side of images of noise, in memory; None for the config's data.
+        loader: Whether its loader works through the training. Otherwise the
+            first batches stay in memory.
+        folder: Where the data are, as :func:`data.pipeline_config` takes it.
+        workers: Of the loader; None for as many as the config says.
+
+    Raises:
+        ValueError: If there is noise and a loader or folder.
     """
 
-    def __init__(self, batches, length):
-        # A Runner asks for a loader; this one loads nothing.
-        super().__init__(TensorDataset(torch.zeros(length)))
-        self.batches = batches
-        self.count = length
+    size: int | None = None
+    loader: bool = False
+    folder: str | None = None
+    workers: int | None = None
 
-    def __len__(self):
-        return self.count
+    def __post_init__(self) -> None:
+        if self.size is not None and (self.loader or self.folder):
+            raise ValueError(
+                f'images of noise (--random {self.size}) come from no loader '
+                'and no folder; leave out either --random or --loader and '
+                '--data'
+            )
 
-    def __iter__(self):
-        for i in range(self.count):
-            yield self.batches[i % len(self.batches)]
+    def config(self, path: str) -> Config:
+        """A config with these data."""
+        if self.folder is None:
+            config = read_config(path)
+        else:
+            config, _ = pipeline_config(path, self.folder)
+        if self.workers is not None:
+            config.train_dataloader.num_workers = self.workers
+        return config
+
+    def batches(self, path: str, device: torch.device) -> list:
+        """The batches to keep in memory, of a loader that works the first."""
+        config = self.config(path)
+        with DefaultScope.overwrite_default_scope(config.default_scope):
+            if self.size is not None:
+                pinned = device.type == 'cuda'
+                return random_batches(config, self.size, pinned)
+            return loaded_batches(config, *[1] if self.loader else [])
+
+
+@dataclass(frozen=True)
+class Window:
+    """The iterations that are timed: those after `first`, up to `last`.
+
+    Batches that were loaded before the clock starts hide for a while that the
+    loader is slower than the model. So a loader gets a longer warm-up, in
+    which they are used up, and enough iterations that the rest of them are
+    at most an eighth. Of gradients that are accumulated whole steps are
+    timed.
+    """
+
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, config: Config, repeats: int, loader: bool) -> 'Window':
+        """The window of at least so many iterations."""
+        loaded = ahead(config.train_dataloader) if loader else 0
+        step = config.optim_wrapper.get('accumulative_counts', 1)
+        count = step * math.ceil(max(repeats, 8 * loaded) / step)
+        first = WARM_UP + 2 * loaded
+        return cls(first, first + count)
 
 
 def processes():
     """How many train together, as torchrun says."""
     return int(os.environ.get('WORLD_SIZE', 1))
-
-
-def random_batches(config, size, pinned):
-    """Batches of noise for a classifier of mmpretrain.
-
-    Raises:
-        ValueError: If the config is of another toolbox.
-    """
-    if config.get('default_scope') != 'mmpretrain':
-        raise ValueError(
-            'random images serve configs of mmpretrain alone, got one of '
-            f'{config.get("default_scope")!r}; give its data'
-        )
-    from mmpretrain.structures import DataSample
-
-    count = config.train_dataloader.batch_size
-    classes = config.model.head.num_classes
-
-    collate = config.train_dataloader.get('collate_fn', {}).get('type')
-
-    def batch():
-        images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
-        labels = torch.arange(count) % classes
-        if pinned:
-            images, labels = images.pin_memory(), labels.pin_memory()
-        if collate in ('stack_samples', 'whole_batch'):
-            return dict(inputs=images, gt_label=labels)
-        return dict(
-            inputs=images,
-            data_samples=[
-                DataSample().set_gt_label(i % classes) for i in range(count)
-            ],
-        )
-
-    return [batch() for _ in range(BATCHES)]
-
-
-def loaded_batches(config):
-    """Batches of the config's own loader and data, the same in every run."""
-    # The processes of torchrun are not a group yet.
-    seed = int(os.environ.get('RANK', 0))
-    set_random_seed(seed)
-    loader = Runner.build_dataloader(config.train_dataloader, seed=seed)
-    batches = []
-    for batch in loader:
-        batches.append(batch)
-        if len(batches) == BATCHES:
-            break
-    return batches
 
 
 def drop_weights(node):
@@ -118,8 +124,8 @@ def drop_weights(node):
         drop_weights(child)
 
 
-def build_runner(config, batches, mode, length, folder):
-    """A Runner of the config that only trains, on these batches."""
+def build_runner(config, loader, mode, epochs, folder):
+    """A Runner of the config that only trains, with this loader."""
     hooks = dict(config.get('default_hooks') or {})
     hooks['checkpoint'] = dict(type='CheckpointHook', interval=-1)
     hooks.pop('visualization', None)
@@ -137,8 +143,8 @@ def build_runner(config, batches, mode, length, folder):
     return Runner(
         model=config.model,
         work_dir=folder,
-        train_dataloader=Replayed(batches, length),
-        train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=9),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=9),
         optim_wrapper=config.optim_wrapper,
         data_preprocessor=config.get('data_preprocessor'),
         default_hooks=hooks,
@@ -153,86 +159,29 @@ def build_runner(config, batches, mode, length, folder):
     )
 
 
-class Stopwatch(Hook):
-    """Times the iterations after the warm-up, the device at rest around them.
-
-    With `split`, the device also rests around the parts of an iteration.
-    """
-
-    priority = 'LOWEST'
-
-    def __init__(self, device, last, split):
-        self.device = device
-        self.last = last
-        self.split = split
-        self.times = {phase: [] for phase in PHASES}
-
-    def before_train(self, runner):
-        """Time the parts, if they are asked for."""
-        if not self.split:
-            return
-        wrapper = runner.optim_wrapper
-        forward, update = runner.model.forward, wrapper.update_params
-
-        def timed_forward(inputs, data_samples=None, mode='tensor'):
-            with self._timed('forward'):
-                return forward(inputs, data_samples, mode)
-
-        def timed_update(loss):
-            with self._timed('backward and optimizer'):
-                update(loss)
-
-        runner.model.forward = timed_forward
-        wrapper.update_params = timed_update
-
-    @contextlib.contextmanager
-    def _timed(self, phase):
-        timing.synchronize(self.device)
-        start = time.perf_counter()
-        yield
-        timing.synchronize(self.device)
-        self.times[phase].append(time.perf_counter() - start)
-
-    def after_train_iter(
-        self, runner, batch_idx, data_batch=None, outputs=None
-    ):
-        """Start and stop the clock."""
-        if batch_idx == WARM_UP:
-            timing.synchronize(self.device)
-            self.start = time.perf_counter()
-        if batch_idx == self.last:
-            timing.synchronize(self.device)
-            self.seconds = time.perf_counter() - self.start
-
-    def milliseconds(self):
-        """Of an iteration, or of its parts."""
-        whole = self.seconds / (self.last - WARM_UP)
-        if not self.split:
-            return {'iteration': whole * 1e3}
-        # Means of the iterations of the whole: they add up to less than it.
-        parts = {
-            phase: statistics.fmean(times[WARM_UP + 1 : self.last + 1])
-            for phase, times in self.times.items()
-            if times
-        }
-        parts['rest'] = whole - sum(parts.values())
-        return {phase: seconds * 1e3 for phase, seconds in parts.items()}
-
-
-def train(config, batches, mode, device, repeats, split):
+def train(config, source, batches, mode, device, repeats, split):
     """Milliseconds of each phase, and the memory that it holds."""
-    last = WARM_UP + repeats
+    window = Window.of(config, repeats, source.loader)
+    length = window.last + 1
     # What an earlier training has left is not of this one.
     torch.cuda.empty_cache()
-    watch = Stopwatch(device, last, split)
+    watch = Stopwatch(device, window.first, window.last, split)
     with (
         tempfile.TemporaryDirectory() as folder,
         DefaultScope.overwrite_default_scope(config.default_scope),
     ):
-        runner = build_runner(config, batches, mode, last + 1, folder)
-        runner.register_hook(watch)
+        loader, epochs = Replayed(batches, length), 1
+        if source.loader:
+            images = length * config.train_dataloader.batch_size * processes()
+            # However few batches an epoch has.
+            loader, epochs = lasting(config.train_dataloader, images), length
+        runner = build_runner(config, loader, mode, epochs, folder)
+        watch.attach(runner)
         try:
             runner.train()
+        except Finished:
+            for name in ('after_train', 'after_run'):
+                runner.call_hook(name)
         finally:
             close_log(runner.logger)
     return watch.milliseconds(), timing.held_gib(device)
@@ -246,37 +195,35 @@ def close_log(logger):
             handler.close()
 
 
-def batches_of(path, size, device):
-    """Batches in memory: of noise where a size is given, else of the data."""
-    config = read_config(path)
-    with DefaultScope.overwrite_default_scope(config.default_scope):
-        if size is None:
-            return loaded_batches(config)
-        return random_batches(config, size, device.type == 'cuda')
-
-
 class Trainings:
     """The two trainings that give an iteration and its parts.
 
     Args:
         path: Config.
-        batches: See :func:`batches_of`.
+        source: Its data.
+        batches: See :meth:`Source.batches`.
         mode: Of `MODES`.
         device: Where it trains.
-        repeats: Iterations that are timed.
+        repeats: Iterations that are timed, at least.
     """
 
-    def __init__(self, path, batches, mode, device, repeats):
-        self.arguments = (batches, mode, device, repeats)
+    def __init__(self, path, source, batches, mode, device, repeats):
+        self.arguments = (source, batches, mode, device, repeats)
         self.path = path
         self.found = {}
 
     def __call__(self, phase):
         """Time of a phase."""
-        split = phase != PHASES[0]
+        split = phase != WHOLE
         if split not in self.found:
-            config = read_config(self.path)
-            self.found[split] = train(config, *self.arguments, split)
+            config = self.arguments[0].config(self.path)
+            try:
+                self.found[split] = train(config, *self.arguments, split)
+            except Exception as error:
+                # Once is enough for all of its parts.
+                self.found[split] = error
+        if isinstance(self.found[split], Exception):
+            raise self.found[split]
         parts, peak = self.found[split]
         return timing.Measured(parts[phase], peak)
 
@@ -289,8 +236,11 @@ def dtype_of(config):
     return dict(bfloat16='bf16').get(wrapper.get('dtype'), 'fp16')
 
 
-def run(session, paths, modes, size):
-    """Measures an iteration, and its parts, of each config in each mode.
+def check(session, paths, source):
+    """Refuses what cannot be measured, before anything is.
+
+    Returns:
+        The precision of each config.
 
     Raises:
         ValueError: If the Runner would choose another device, or it is a CPU
@@ -300,21 +250,32 @@ def run(session, paths, modes, size):
         raise ValueError(
             f'the Runner trains on {get_device()}, got {session.device}'
         )
-    dtypes = {path: dtype_of(read_config(path)) for path in paths}
+    dtypes = {path: dtype_of(source.config(path)) for path in paths}
     for path, dtype in dtypes.items():
         if session.device.type == 'cpu' and dtype != 'fp32':
             raise ValueError(
                 f'{path}: optim_wrapper.type is AmpOptimWrapper, which needs '
                 'a GPU; on a CPU give a config with OptimWrapper'
             )
-    for path in paths:
-        batches = batches_of(path, size, session.device)
+    return dtypes
+
+
+def run(session, paths, modes, source):
+    """Measures an iteration, and its parts, of each config in each mode.
+
+    Raises:
+        ValueError: See :func:`check`.
+    """
+    for path, dtype in check(session, paths, source).items():
+        batches = source.batches(path, session.device)
         inputs = batches[0]['inputs']
         shape = 'x'.join(map(str, inputs[0].shape[1:]))
         for mode in modes:
             trainings = Trainings(
-                path, batches, mode, session.device, session.repeats
+                *(path, source, batches, mode),
+                *(session.device, session.repeats),
             )
+            name = f'{mode} loader' if source.loader else mode
             for phase in PHASES:
                 measured = functools.partial(trainings, phase)
                 if os.environ.get('RANK', '0') != '0':
@@ -322,6 +283,6 @@ def run(session, paths, modes, size):
                     continue
                 session.record(
                     measured,
-                    *(Path(path).stem, mode, phase),
-                    *(processes() * len(inputs), shape, dtypes[path]),
+                    *(Path(path).stem, name, phase),
+                    *(processes() * len(inputs), shape, dtype),
                 )

@@ -23,6 +23,25 @@ class Measured:
     peak_gib: float | None
 
 
+def device_of(name: str | None) -> torch.device:
+    """Return the device of a name, by default a GPU where there is one.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    if name is None:
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'--device {name!r} is not there: {reason}') from None
+    if device.type not in ('cpu', 'cuda'):
+        raise ValueError(f'--device must be a cpu or cuda, got {name!r}')
+    return device
+
+
 def device_name(device: torch.device) -> str:
     """Return the name of a device, as the rows have it."""
     if device.type == 'cuda':

@@ -1,12 +1,9 @@
 """The benchmark tool, on tiny sizes: what it does, never how fast it is."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from torch import nn
 
 from evmamba_mm.benchmark import (
@@ -19,9 +16,8 @@ from evmamba_mm.benchmark import (
     scans,
     timing,
 )
-from evmamba_mm.config_files import read_config
 
-from .tool import ROOT, SCRIPT, benchmark, run
+from .tool import ROOT, benchmark, run
 
 for host in ('mmdet', 'mmpretrain'):
     pytest.importorskip(host, reason=f'{host} is not installed')
@@ -303,85 +299,3 @@ def test_deployed_keeps_what_the_scan_reads_precise():
     mixer = made.backbone.stages[0][0].mixer
     assert mixer.in_proj.weight.dtype == torch.bfloat16
     assert mixer.A_logs.dtype == mixer.Ds.dtype == torch.float32
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')
-def test_iteration_has_a_time_and_parts(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(iteration, 'WARM_UP', 1)
-    file = tmp_path / 'rows.csv'
-    arguments = ('--random', 32, '--repeats', 2, '--csv', file)
-    assert run('iteration', toy, *arguments) == 0
-    found = rows.read(file)
-    assert [x['phase'] for x in found] == list(iteration.PHASES)
-    assert all(float(x['ms']) > 0 for x in found)
-    assert {x['size'] for x in found} == {'32x32'}
-    assert {x['batch'] for x in found} == {'2'}
-    # The log's file is gone, but its logger is still the current one.
-    MMLogger.get_current_instance().error('nothing opens the file')
-    # The config does not ask for it.
-    assert not torch.backends.cudnn.benchmark
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')
-def test_iteration_of_two_processes(toy, tmp_path, warm_python):
-    file = tmp_path / 'rows.csv'
-    command = [warm_python.path, '-m', 'torch.distributed.run']
-    command += ['--standalone', '--nproc-per-node', '2', SCRIPT, 'iteration']
-    command += [toy, '--random', '32', '--repeats', '2', '--csv', file]
-    subprocess.run(
-        [*map(str, command)],
-        env=os.environ | dict(PYTHON_EXEC=str(warm_python.path)),
-        check=True,
-        timeout=300,
-    )
-    found = rows.read(file)
-    assert [x['phase'] for x in found] == list(iteration.PHASES)
-    assert {x['batch'] for x in found} == {'4'}
-
-
-def test_parts_of_an_iteration_add_up(monkeypatch):
-    monkeypatch.setattr(iteration, 'WARM_UP', 1)
-    watch = iteration.Stopwatch(CPU, 3, split=True)
-    # Iterations 2 and 3 are timed; the first ones capture graphs.
-    watch.seconds = 0.1
-    watch.times['forward'] = [9, 9, 0.01, 0.03]
-    watch.times['backward and optimizer'] = [9, 9, 0.02, 0.03]
-    found = watch.milliseconds()
-    assert found == pytest.approx(
-        {'forward': 20, 'backward and optimizer': 25, 'rest': 5}
-    )
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='is for a CPU')
-def test_mixed_precision_needs_a_gpu(capsys):
-    config = 'configs/mmpretrain/evmamba-tiny_16xb128-amp-300e_in1k.py'
-    arguments = ('--random', 32, '--device', 'cpu')
-    assert run('iteration', ROOT / config, *arguments) == 2
-    assert 'a GPU; on a CPU give a config' in capsys.readouterr().err
-
-
-def test_batches_come_in_the_same_order(toy, class_folders):
-    config = read_config(toy)
-    loader = config.train_dataloader
-    loader.update(num_workers=0, persistent_workers=False)
-    loader.dataset = dict(
-        type='CustomDataset',
-        data_prefix=str(class_folders),
-        pipeline=loader.dataset.pipeline,
-    )
-    path = toy.with_name('few.py')
-    config.dump(path)
-    first, second = (
-        [batch['gt_label'] for batch in iteration.batches_of(path, None, CPU)]
-        for _ in '12'
-    )
-    assert len(first) == 2
-    torch.testing.assert_close(first, second)
-
-
-def test_noise_is_for_classifiers():
-    config = (
-        ROOT / 'configs/mmseg/upernet_evmamba-tiny_4xb4-160k_ade20k-512x512.py'
-    )
-    with pytest.raises(ValueError, match='random images serve configs of'):
-        iteration.batches_of(config, 32, CPU)

@@ -33,6 +33,17 @@ def test_measured_iteration_times_the_iterations(cost):
     assert found.basis == 'measured: h200_iteration.csv'
 
 
+def test_a_part_or_a_wait_for_files_is_not_the_iteration(
+    cost, tmp_path, monkeypatch
+):
+    lines = ['model,mode,phase,ms', 'a,config,forward,1']
+    lines += ['a,config loader,iteration,9', 'a,config,iteration,5']
+    (tmp_path / 'rows.csv').write_text('\n'.join(lines))
+    monkeypatch.setattr(cost, 'BENCHMARK', tmp_path)
+    assert cost.timed('a', 'rows') == 5
+    assert cost.timed('b', 'rows') is None
+
+
 def test_larger_models_cost_more_and_are_said_to_be_scaled(cost):
     small, base, ablation, detector = map(
         cost.cost_of,

@@ -65,6 +65,21 @@ def test_what_was_not_trained_says_so(room, folder):
         assert tables[name](folder) == 'Not trained yet.'
 
 
+def test_rows_show_the_speed_that_was_measured(room, folder, write):
+    top1 = 'accuracy/top1'
+    write('tin50', {('tiny', top1): [58.0], ('vim-tiny', top1): [40.0]})
+    same = dict.fromkeys(COLUMNS, 'x') | dict(phase='inference', size='128')
+    measured = [
+        same | dict(model='a/tiny.py', mode=mode, images_per_s=speed, ms='1')
+        for mode, speed in (('graph', '104200'), ('compiled', '9e4'))
+    ]
+    cells = ([row[name] for name in COLUMNS] for row in measured)
+    write_rows(folder / 'speed.csv', COLUMNS, cells)
+    heads, tiny, vim = lines_of(room('writing.evidence').rows(None))
+    place = heads.index('images/s')
+    assert (tiny[place], vim[place]) == ('104,200', '')
+
+
 def test_transfer_shows_the_tasks_and_seeds_that_there_are(room, write):
     nuclei = {
         ('tiny', BOX): [0.5, 0.52, 0.54],

@@ -166,7 +166,7 @@ def add_iteration(tasks):
     parser = tasks.add_parser(
         'iteration',
         help="mmengine's training iteration, whole and in parts, with the "
-        'batches in memory',
+        'batches in memory or from files',
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
     parser.add_argument(
@@ -176,7 +176,28 @@ def add_iteration(tasks):
         help='images of noise of this size, for a classifier (default: the '
         "first batches of the config's own data)",
     )
+    parser.add_argument(
+        '--loader',
+        action='store_true',
+        help="train from files with the config's own loader, not on batches "
+        'in memory',
+    )
+    parser.add_argument(
+        '--workers',
+        type=positive,
+        help='processes of the loader (default: as the config says)',
+    )
+    add_folder(parser)
     add_choices(parser, '--mode', ITERATION_MODES, ['config'])
+
+
+def add_folder(parser):
+    parser.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help='for a classifier a folder of class folders, otherwise the '
+        "config's data_root (default: the config's own data)",
+    )
 
 
 def add_data(tasks):
@@ -186,12 +207,7 @@ def add_data(tasks):
         'preprocessor on the device',
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
-    parser.add_argument(
-        '--data',
-        metavar='FOLDER',
-        help='for a classifier a folder of class folders, otherwise the '
-        "config's data_root (default: the config's own data)",
-    )
+    add_folder(parser)
     parser.add_argument(
         '--pipeline',
         nargs='+',
@@ -236,22 +252,6 @@ def add_choices(parser, name, choices, default):
         default=default,
         help=f'one or several (default: {" ".join(default)})',
     )
-
-
-def device_of(name):
-    import torch
-
-    if name is None:
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f'--device {name!r} is not there: {reason}') from None
-    if device.type not in ('cpu', 'cuda'):
-        raise ValueError(f'--device must be a cpu or cuda, got {name!r}')
-    return device
 
 
 def compilations(args, device):
@@ -315,7 +315,7 @@ def check_and_count(args, device):
         counts = [len(data.phases(c, args.data, p)) for c, p in pipelines]
         return sum(counts), pairs
     elif args.task in ('detection', 'iteration'):
-        check_files(args.configs)
+        check_files(args.configs, vars(args).get('data'))
         task = dict(detection=detection, iteration=iteration)[args.task]
         cases = (args.configs, args.mode, task.PHASES)
     else:
@@ -329,6 +329,7 @@ def check_and_count(args, device):
 def measure(args, command):
     from evmamba_mm.benchmark import data, detection, iteration, rows, scans
     from evmamba_mm.benchmark.session import Session
+    from evmamba_mm.benchmark.timing import device_of
 
     device = device_of(args.device)
     if args.csv is not None and args.csv.is_file():
@@ -347,7 +348,10 @@ def measure(args, command):
                 args.dtype,
             )
         elif args.task == 'iteration':
-            iteration.run(session, args.configs, args.mode, args.random)
+            source = iteration.Source(
+                args.random, args.loader, args.data, args.workers
+            )
+            iteration.run(session, args.configs, args.mode, source)
         elif args.task == 'data':
             data.run(session, args.configs, args.data, args.pipeline)
         else:

@@ -59,8 +59,16 @@ def ms_of(file, model, mode, phase):
 
 def timed(name, file='h200_iteration'):
     """Milliseconds of a config's own iteration, None if it was not timed."""
-    rows = read_csv(BENCHMARK / f'{file}.csv')
-    return next((float(r['ms']) for r in rows if r['model'] == name), None)
+    # Others are a part of it, or wait for files.
+    wanted = (name, 'config', 'iteration')
+    return next(
+        (
+            float(row['ms'])
+            for row in read_csv(BENCHMARK / f'{file}.csv')
+            if tuple(row[k] for k in ('model', 'mode', 'phase')) == wanted
+        ),
+        None,
+    )
 
 
 def step(arch, mode='graph'):

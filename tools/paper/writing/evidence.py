@@ -91,6 +91,7 @@ def rows(folder):
     from .markdown import table
 
     scores = files.scores(FOLDER, 'tin50')
+    speeds, _ = files.speeds(FOLDER)
     body = []
     for name, row in files.rows(FOLDER).items():
         values = list(values_of(scores, name).values())
@@ -100,14 +101,16 @@ def rows(folder):
         body.append(
             [
                 *(row[key] for key in ('name', 'blocks', 'gflops', 'mparams')),
+                f'{speeds[name]:,.0f}' if name in speeds else '',
                 shown(values),
                 str(len(values)),
                 '' if seconds is None else f'{seconds:.0f}',
                 row['paper'],
             ]
         )
-    heads = ['', 'blocks', 'GFLOPs', 'M params', 'top-1, here', 'seeds']
-    return table([*heads, 'GPU s', 'top-1, ImageNet, paper'], body)
+    heads = ['', 'blocks', 'GFLOPs', 'M params', 'images/s']
+    heads += ['top-1, here', 'seeds', 'GPU s', 'top-1, ImageNet, paper']
+    return table(heads, body)
 
 
 def by_row(names, metrics, head):
