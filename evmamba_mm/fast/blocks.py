@@ -21,7 +21,6 @@ from ..layers import (
     SqueezeExcite,
 )
 from ..layers.layer_norm import channels_first, channels_last
-from ..ops.at_once import at_once
 from ..ops.triton.batch_norm import (
     ChannelNorm,
     batch_norm_act,
@@ -159,20 +158,12 @@ def _evss_block(block: EVSSBlock, x: Tensor, dtype: torch.dtype) -> Tensor:
     n = layer_norm(x, *_affine(block.norm), dtype)
     u, gate = split_linear(n, in_proj)
     u = depthwise_conv3x3(u, conv.weight, conv.bias, 'silu', dtype)
-
-    if block.fusion:
-        y, local = at_once(
-            u,
-            lambda: mixer.scan(u),
-            lambda: _conv_branch(block.conv_branch, n, *pointwise, dtype),
-            shared=[n],
-        )
-    else:
-        y = mixer.scan(u)
+    y = mixer.scan(u)
     y = norm_gate_linear(y, gate, *_affine(mixer.out_norm), out_proj, dtype)
     scale = block.drop_path.sample_scale(y)
     if not block.fusion:
         return channels_first(residual_add(x, y, scale))
+    local = _conv_branch(block.conv_branch, n, *pointwise, dtype)
     return channels_first(_gated_sum(block.se, x, y, local, scale))
 
 

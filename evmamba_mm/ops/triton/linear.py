@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..at_once import at_once
 from .common import dense_like, once_differentiable
 from .layer_norm import norm_backward, norm_forward
 from .sums import channel_sums
 
 
-class _Linear(torch.autograd.Function):
-    """A product, with ``dbias = sum of dy over the tokens``."""
+class _BiasedLinear(torch.autograd.Function):
+    """A product with a bias, ``dbias = sum of dy over the tokens``."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -29,19 +28,14 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
+        dx = dweight = dbias = None
         rows = dy.reshape(-1, dy.shape[-1])
-
-        def of_tokens():
-            if for_x:
-                return (rows @ weight).view(*dy.shape[:-1], weight.shape[1])
-
-        def of_parameters():
-            dbias = channel_sums(rows).to(dy.dtype) if for_bias else None
-            if not for_weight:
-                return None, dbias
-            return rows.T @ x.reshape(-1, x.shape[-1]), dbias
-
-        dx, (dweight, dbias) = at_once(dy, of_tokens, of_parameters)
+        if for_x:
+            dx = (rows @ weight).view(*dy.shape[:-1], weight.shape[1])
+        if for_weight:
+            dweight = rows.T @ x.reshape(-1, x.shape[-1])
+        if for_bias:
+            dbias = channel_sums(rows).to(dy.dtype)
         return dx, dweight, dbias
 
 
@@ -56,9 +50,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         Tokens (..., D) in x's dtype.
     """
-    if torch.is_grad_enabled():
-        bias = None if bias is None else bias.to(x.dtype)
-        return _Linear.apply(x, weight.to(x.dtype), bias)
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        return _BiasedLinear.apply(x, weight.to(x.dtype), bias.to(x.dtype))
     if not torch.is_autocast_enabled(x.device.type):
         weight = weight.to(x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
@@ -81,20 +74,16 @@ class _SplitLinear(torch.autograd.Function):
     def backward(ctx, dleft, dright):
         x, weight = ctx.saved_tensors
         for_x, for_weight = ctx.needs_input_grad
+        dx = dweight = None
         left, right = weight.chunk(2)
         dleft = dleft.reshape(-1, len(left))
         dright = dright.reshape(-1, len(right))
-
-        def of_tokens():
-            if for_x:
-                return (dleft @ left).addmm_(dright, right).view(x.shape)
-
-        def of_weight():
-            if for_weight:
-                rows = x.reshape(-1, x.shape[-1])
-                return torch.cat([dleft.T @ rows, dright.T @ rows])
-
-        return at_once(x, of_tokens, of_weight)
+        if for_x:
+            dx = (dleft @ left).addmm_(dright, right).view(x.shape)
+        if for_weight:
+            rows = x.reshape(-1, x.shape[-1])
+            dweight = torch.cat([dleft.T @ rows, dright.T @ rows])
+        return dx, dweight
 
 
 def split_linear(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

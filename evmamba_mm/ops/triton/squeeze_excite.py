@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..at_once import at_once
 from .batch_norm import (
     ChannelNorm,
     load_norm,
@@ -313,23 +312,16 @@ class _SqueezeExcite(torch.autograd.Function):
         dhidden = torch.ops.aten.threshold_backward(
             _product(dlogits, expand_weight), hidden, 0
         )
-
-        def of_map():
-            _scale(dx, dy, logits, None, _product(dhidden, reduce_weight))
-            return norm_relu_backward(dx, x, norm)
-
-        def of_parameters():
-            gradients = (
-                _product(dhidden.t(), mean),
-                sum_parts(dhidden, dtype=mean.dtype),
-                _product(dlogits.t(), hidden),
-                sum_parts(dlogits, dtype=mean.dtype),
-            )
-            pairs = zip(gradients, tensors[-4:], strict=True)
-            return [dw.to(w.dtype) for dw, w in pairs]
-
-        (dx, *dnorm), dparameters = at_once(x, of_map, of_parameters)
-        return dx, None, None, *dnorm, *dparameters
+        _scale(dx, dy, logits, None, _product(dhidden, reduce_weight))
+        dparameters = (
+            _product(dhidden.t(), mean),
+            sum_parts(dhidden, dtype=mean.dtype),
+            _product(dlogits.t(), hidden),
+            sum_parts(dlogits, dtype=mean.dtype),
+        )
+        pairs = zip(dparameters, tensors[-4:], strict=True)
+        dx, *dnorm = norm_relu_backward(dx, x, norm)
+        return dx, None, None, *dnorm, *(dw.to(w.dtype) for dw, w in pairs)
 
 
 def squeeze_excite(
