@@ -48,13 +48,11 @@ def read_weights(
         BrokenWeightsError: If it cannot be read or holds no weights.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise BrokenWeightsError(f'{path} is a folder, not a checkpoint')
     if not path.exists():
         raise FileNotFoundError(f'there is no file {path}')
     if not path.is_file():
         # Reading a pipe would wait for ever.
-        raise BrokenWeightsError(f'{path} is no regular file')
+        raise BrokenWeightsError(f'{path} is {_kind(path)}, not a checkpoint')
     try:
         with path.open('rb') as file:
             head = file.read(512)
@@ -78,6 +76,15 @@ def read_weights(
         ) from error
     _check_content(path, loaded)
     return loaded
+
+
+def _kind(path: Path) -> str:
+    tests = {
+        'a folder': path.is_dir,
+        'a pipe': path.is_fifo,
+        'a socket': path.is_socket,
+    }
+    return next((kind for kind, is_it in tests.items() if is_it()), 'a device')
 
 
 def mismatch(message: str) -> str:

@@ -2,15 +2,20 @@
 
 import gzip
 import io
+import os
 import pickle
 import zipfile
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 import evmamba_mm  # noqa: F401  makes mmengine read by weight_files
+from evmamba_mm.apis.weights import load_weights
+from evmamba_mm.cli.resume import choose_checkpoint
+from evmamba_mm.cli.weights import check_weight_files
 from evmamba_mm.weight_files import BrokenWeightsError, read_weights
 
 
@@ -110,6 +115,27 @@ def test_no_file_and_a_folder(tmp_path):
         read_weights(tmp_path / 'a.pth')
     with pytest.raises(BrokenWeightsError, match='is a folder'):
         read_weights(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+@pytest.mark.parametrize('what', ['folder', 'pipe', 'device'])
+@pytest.mark.parametrize('tool', ['resume', 'load_from', 'predictor'])
+def test_what_is_no_file_is_named(what, tool, tmp_path):
+    path = tmp_path / 'a.pth'
+    if what == 'folder':
+        path.mkdir()
+    elif what == 'pipe':
+        os.mkfifo(path)
+    else:
+        path.symlink_to(os.devnull)
+    cfg = Config(dict(work_dir=str(tmp_path), load_from=str(path)))
+    with pytest.raises(BrokenWeightsError, match=f'is a {what}, not a check'):
+        if tool == 'predictor':
+            load_weights(nn.Linear(1, 1), cfg, None)
+        check_weight_files(cfg)
+        if tool == 'load_from':
+            read_weights(path)
+        choose_checkpoint(Config(dict(cfg, resume=True)))
 
 
 @pytest.mark.parametrize('name', ['a.safetensors', 'a.pth'])

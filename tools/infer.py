@@ -149,7 +149,7 @@ def config_file(text):
 
 
 def checkpoint_file(text):
-    if '://' not in text and not Path(text).is_file():
+    if '://' not in text and not Path(text).exists():
         raise argparse.ArgumentTypeError(f'there is no file {text!r}')
     return text
 

@@ -39,7 +39,7 @@ def parse_args():
 
     check_arguments(parser, args)
     checkpoint = args.checkpoint
-    if '://' not in checkpoint and not Path(checkpoint).is_file():
+    if '://' not in checkpoint and not Path(checkpoint).exists():
         parser.error(f'argument checkpoint: there is no file {checkpoint!r}')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out: {args.out!r} does not end in .pkl')

@@ -41,7 +41,7 @@ def parse_args():
     from evmamba_mm.cli.arguments import check_arguments
 
     check_arguments(parser, args)
-    if args.resume not in (None, 'auto') and not Path(args.resume).is_file():
+    if args.resume not in (None, 'auto') and not Path(args.resume).exists():
         parser.error(f'--resume: there is no file {args.resume!r}')
     return args
 

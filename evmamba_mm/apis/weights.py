@@ -51,7 +51,7 @@ def load_weights(
     if checkpoint is None:
         initialise(model, cfg)
         return {}
-    if '://' not in checkpoint and not Path(checkpoint).is_file():
+    if '://' not in checkpoint and not Path(checkpoint).exists():
         raise ValueError(f'{origin} {checkpoint!r}: there is no such file')
     try:
         loaded = load_checkpoint(

@@ -33,8 +33,8 @@ def check_weight_files(cfg: Config) -> None:
 
 
 def is_missing(path: str | None) -> bool:
-    """Return whether `path` names a local file that is not there."""
-    return bool(path) and '://' not in path and not Path(path).is_file()
+    """Return whether `path` names a local path that is not there."""
+    return bool(path) and '://' not in path and not Path(path).exists()
 
 
 def pretrained_configs(node: object, path: str) -> Iterator[tuple[str, dict]]:
