@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mmengine.config.config
-import yaml
 from mmengine.config import Config
+from mmengine.fileio.handlers.yaml_handler import yaml
 
 from .own_files import is_own
 

@@ -101,6 +101,25 @@ def mismatch(message: str) -> str:
     return ', '.join(parts) or ' '.join(message.split())[:300]
 
 
+def no_floats(own: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Name the tensors, with dtypes, that would be cast to a module's floats.
+
+    Integers and complex numbers are no weights; torch casts them in silence.
+
+    Args:
+        own: The module's state.
+        given: What is to be loaded into it.
+    """
+    return [
+        f'{key} of {given[key].dtype}'
+        for key, value in own.items()
+        if isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and isinstance(given.get(key), torch.Tensor)
+        and not given[key].is_floating_point()
+    ]
+
+
 def _is_safetensors(head: bytes) -> bool:
     length = int.from_bytes(head[:8], 'little')
     return head[8:9] == b'{' and length < 1 << 32

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch import nn
 
 import evmamba_mm  # noqa: F401  makes mmengine read by weight_files
@@ -172,3 +172,20 @@ def test_file_from_an_address_runs_no_code(tmp_path, monkeypatch):
     with pytest.raises(BrokenWeightsError, match='could run code.*delete it'):
         CheckpointLoader.load_checkpoint('https://example.com/a.pth')
     assert not (tmp_path / 'marker').exists()
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.complex64])
+def test_weights_that_are_no_floats(dtype, tmp_path):
+    model, path = nn.BatchNorm2d(2), tmp_path / 'a.pth'
+    weights = model.state_dict()
+    torch.save(weights, path)
+    # Its count of batches is an integer.
+    load_checkpoint(model, str(path), strict=True)
+    weights['bias'] = weights['bias'].to(dtype)
+    torch.save(weights, path)
+    with pytest.raises(
+        BrokenWeightsError, match=f'1 weights.*bias of {dtype}'
+    ):
+        load_checkpoint(model, str(path))
+    with pytest.raises(BrokenWeightsError, match=r'a\.pth: 1 weights'):
+        load_weights(model, Config(), str(path))

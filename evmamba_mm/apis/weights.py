@@ -58,7 +58,9 @@ def load_weights(
             model, checkpoint, map_location='cpu', strict=True
         )
     except BrokenWeightsError as error:
-        raise BrokenWeightsError(f'{origin} {error}') from error
+        named = str(error).startswith(str(checkpoint))
+        place = origin if named else f'{origin} {checkpoint}:'
+        raise BrokenWeightsError(f'{place} {error}') from error
     except (RuntimeError, OSError, KeyError) as error:
         raise ValueError(
             f'{origin} {checkpoint!r} does not fit the model of the config: '
