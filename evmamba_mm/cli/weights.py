@@ -14,6 +14,7 @@ from ..backbones.pretrained import check_pretrained
 from ..hub import RELEASED
 from ..weight_files import BrokenWeightsError, mismatch
 from .checks import children
+from .stored_state import garbage_of
 
 
 def check_weight_files(cfg: Config) -> None:
@@ -175,7 +176,20 @@ def resume_strictly(runner: Runner) -> None:
     Such as that of an optimiser with other groups of parameters.
     """
     load_strictly(runner)
-    stock = runner.resume
+    stock, load = runner.resume, runner.load_checkpoint
+
+    def load_checkpoint(
+        filename: str, map_location: str | Callable = 'cpu'
+    ) -> dict:
+        checkpoint = load(filename, map_location)
+        garbage = garbage_of(runner, checkpoint)
+        if garbage:
+            raise BrokenWeightsError(
+                f'{filename} cannot be resumed: {"; ".join(garbage[:3])}. '
+                'Resume from another file, or start from its weights by '
+                f'--cfg-options load_from={filename}'
+            )
+        return checkpoint
 
     def resume(
         filename: str,
@@ -199,4 +213,5 @@ def resume_strictly(runner: Runner) -> None:
                 f'weights by --cfg-options load_from={filename}'
             ) from error
 
+    runner.load_checkpoint = load_checkpoint
     runner.resume = resume
