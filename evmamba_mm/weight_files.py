@@ -1,10 +1,11 @@
 """Reads files of weights, and says what a file is that holds none."""
 
+import contextlib
 import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,6 +26,21 @@ CHUNK = 1 << 20
 
 class BrokenWeightsError(ValueError):
     """A file that no weights can be read from; the message is one line."""
+
+
+@contextlib.contextmanager
+def file_named(path: str | Path) -> Iterator[None]:
+    """Adds the file's name to an error about its weights.
+
+    Raises:
+        BrokenWeightsError: In place of one that does not name the file.
+    """
+    try:
+        yield
+    except BrokenWeightsError as error:
+        if str(path) in str(error):
+            raise
+        raise BrokenWeightsError(f'{path}: {error}') from error
 
 
 def read_weights(

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch import nn
 
@@ -187,5 +188,9 @@ def test_weights_that_are_no_floats(dtype, tmp_path):
         BrokenWeightsError, match=f'1 weights.*bias of {dtype}'
     ):
         load_checkpoint(model, str(path))
-    with pytest.raises(BrokenWeightsError, match=r'a\.pth: 1 weights'):
+    said = r'a\.pth: 1 weights'
+    with pytest.raises(BrokenWeightsError, match=said):
         load_weights(model, Config(), str(path))
+    runner = Runner(model, str(tmp_path), experiment_name=str(dtype))
+    with pytest.raises(BrokenWeightsError, match=said):
+        runner.load_checkpoint(str(path))

@@ -152,10 +152,6 @@ def load_strictly(runner: Runner) -> None:
     ) -> dict:
         try:
             return load(filename, map_location, True, revise_keys)
-        except BrokenWeightsError as error:
-            named = str(error).startswith(str(filename))
-            text = str(error) if named else f'{filename}: {error}'
-            raise BrokenWeightsError(text) from error
         except (KeyError, RuntimeError) as error:
             # A KeyError is of an average that has other weights.
             known = isinstance(error, KeyError)
