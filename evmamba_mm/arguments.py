@@ -20,6 +20,13 @@ T = TypeVar('T')
 
 # More groups than any feature map has use for; their number is the square.
 MAX_STEP_SIZE = 64
+# Beyond what any model has use for; tensors of such sizes cannot be made.
+MAX_CHANNELS, MAX_DEPTH, MAX_RATIO = 16384, 1024, 256
+LARGEST = {
+    **dict.fromkeys(('dt_rank', 'img_size', 'in_channels'), MAX_CHANNELS),
+    **dict.fromkeys(('expand_ratio', 'inverted_expand_ratio'), MAX_RATIO),
+    **dict.fromkeys(('d_state', 'patch_size'), 4096),
+}
 # Implementations of the scan, and 'auto'.
 BACKENDS = ('auto', 'naive', 'torch', 'mamba_ssm', 'numba', 'cuda')
 # What other backbones call it, and what it is here.
@@ -53,10 +60,12 @@ def is_integer(value: object) -> bool:
 
 
 def check_size(name: str, value: int) -> None:
-    """Refuse what is no integer of at least 1, with a ValueError."""
-    if not is_integer(value) or value < 1:
+    """Refuse what is no integer from 1 to the largest of that name."""
+    most = LARGEST.get(name)
+    limit = f' and at most {most}' if most else ''
+    if not is_integer(value) or value < 1 or (most and value > most):
         raise ValueError(
-            f'{name} must be an integer of at least 1, got {value!r}'
+            f'{name} must be an integer of at least 1{limit}, got {value!r}'
         )
 
 
@@ -76,11 +85,12 @@ def check_step_size(name: str, value: int) -> None:
 
 
 def check_ratio(name: str, value: float) -> None:
-    """Refuse what is no positive number, with a ValueError."""
+    """Refuse what is no positive number up to the largest ratio."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    if not is_number or not 0 < value <= MAX_RATIO:
         raise ValueError(
-            f'{name} must be a positive, finite number, got {value!r}'
+            f'{name} must be a positive number of at most {MAX_RATIO}, got '
+            f'{value!r}'
         )
 
 

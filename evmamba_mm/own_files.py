@@ -24,6 +24,9 @@ WORKER = re.compile(r'Caught \w+ in DataLoader worker.*Traceback', re.DOTALL)
 
 def is_own(file: str) -> bool:
     """Whether a file is of no library; Python's own may have names in <>."""
+    # A library by Cython names the place where it was compiled.
+    if file.endswith('.pyx') and not os.path.exists(file):
+        return False
     return not file.startswith((*LIBRARIES, TOOL, '<'))
 
 

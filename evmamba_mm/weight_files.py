@@ -1,10 +1,11 @@
 """Reads files of weights, and says what a file is that holds none."""
 
+import contextlib
 import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,6 +26,21 @@ CHUNK = 1 << 20
 
 class BrokenWeightsError(ValueError):
     """A file that no weights can be read from; the message is one line."""
+
+
+@contextlib.contextmanager
+def file_named(path: str | Path) -> Iterator[None]:
+    """Adds the file's name to an error about its weights.
+
+    Raises:
+        BrokenWeightsError: In place of one that does not name the file.
+    """
+    try:
+        yield
+    except BrokenWeightsError as error:
+        if str(path) in str(error):
+            raise
+        raise BrokenWeightsError(f'{path}: {error}') from error
 
 
 def read_weights(
@@ -48,13 +64,11 @@ def read_weights(
         BrokenWeightsError: If it cannot be read or holds no weights.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise BrokenWeightsError(f'{path} is a folder, not a checkpoint')
     if not path.exists():
         raise FileNotFoundError(f'there is no file {path}')
     if not path.is_file():
         # Reading a pipe would wait for ever.
-        raise BrokenWeightsError(f'{path} is no regular file')
+        raise BrokenWeightsError(f'{path} is {_kind(path)}, not a checkpoint')
     try:
         with path.open('rb') as file:
             head = file.read(512)
@@ -80,6 +94,15 @@ def read_weights(
     return loaded
 
 
+def _kind(path: Path) -> str:
+    tests = {
+        'a folder': path.is_dir,
+        'a pipe': path.is_fifo,
+        'a socket': path.is_socket,
+    }
+    return next((kind for kind, is_it in tests.items() if is_it()), 'a device')
+
+
 def mismatch(message: str) -> str:
     """Shorten mmengine's list of keys to counts and examples, in a line."""
     parts = []
@@ -92,6 +115,25 @@ def mismatch(message: str) -> str:
     if shapes:
         parts.append(f'{len(shapes)} of another shape ({shapes[0]}, ...)')
     return ', '.join(parts) or ' '.join(message.split())[:300]
+
+
+def no_floats(own: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Name the tensors, with dtypes, that would be cast to a module's floats.
+
+    Integers and complex numbers are no weights; torch casts them in silence.
+
+    Args:
+        own: The module's state.
+        given: What is to be loaded into it.
+    """
+    return [
+        f'{key} of {given[key].dtype}'
+        for key, value in own.items()
+        if isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and isinstance(given.get(key), torch.Tensor)
+        and not given[key].is_floating_point()
+    ]
 
 
 def _is_safetensors(head: bytes) -> bool:

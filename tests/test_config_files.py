@@ -23,12 +23,22 @@ from evmamba_mm.config_files import read_config
             "a.py: No module named 'nowhere_to'; install it, or name its",
         ),
         ('a.json', '{"a": ', 'a.json: Expecting value'),
+        ('a.json', '[1]', 'a.json: it holds no keys with values (list)'),
+        ('a.json', '{"_base_": 3}', 'a.json: _base_ must name files, got 3'),
+        ('a.json', '{"text": 3}', 'a.json: text is reserved'),
+        ('a.yaml', 'a: [1\nb: 2}', 'a.yaml, line 2: while parsing a flow'),
+        ('a.yaml', 'a: {{b: 1}: 2}', 'a.yaml, line 1: while constructing'),
+        ('a.yml', 'a: b: c', 'a.yml, line 1: mapping values are not allowed'),
+        ('a.yaml', 'a: 1\n---\nb: 1', 'a.yaml, line 2: expected a single'),
+        ('a.yaml', '', 'a.yaml: it holds no keys with values (nothing)'),
+        ('a.yaml', '1: 2', 'a.yaml: its key 1 is no name'),
         ('a.txt', 'a', 'a.txt: Only py'),
         ('a.py', b'\x89PNG\xff', "a.py: 'utf-8' codec can't decode"),
     ],
     ids=[
-        *('syntax', 'name', 'key', 'import', 'module', 'json', 'kind'),
-        'image',
+        *('syntax', 'name', 'key', 'import', 'module', 'json', 'json-list'),
+        *('json-base', 'json-reserved', 'yaml', 'yaml-key', 'yml'),
+        *('yaml-documents', 'yaml-empty', 'yaml-number', 'kind', 'image'),
     ],
 )
 @pytest.mark.parametrize('inherited', [False, True], ids=['leaf', 'base'])
@@ -41,6 +51,7 @@ def test_mistake_is_a_line(name, text, said, inherited, tmp_path):
         path.write_text(f"_base_ = './{name}'\n")
         # mmengine imports modules when all files are merged.
         said = said.replace('a.py: No', 'leaf.py: No')
+        said = said.replace('a.json: text', 'leaf.py: text')
     with pytest.raises(ValueError, match='^config ') as error:
         read_config(path)
     assert said in str(error.value)

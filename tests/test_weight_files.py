@@ -2,15 +2,21 @@
 
 import gzip
 import io
+import os
 import pickle
 import zipfile
 
 import pytest
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch import nn
 
 import evmamba_mm  # noqa: F401  makes mmengine read by weight_files
+from evmamba_mm.apis.weights import load_weights
+from evmamba_mm.cli.resume import choose_checkpoint
+from evmamba_mm.cli.weights import check_weight_files
 from evmamba_mm.weight_files import BrokenWeightsError, read_weights
 
 
@@ -112,6 +118,27 @@ def test_no_file_and_a_folder(tmp_path):
         read_weights(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+@pytest.mark.parametrize('what', ['folder', 'pipe', 'device'])
+@pytest.mark.parametrize('tool', ['resume', 'load_from', 'predictor'])
+def test_what_is_no_file_is_named(what, tool, tmp_path):
+    path = tmp_path / 'a.pth'
+    if what == 'folder':
+        path.mkdir()
+    elif what == 'pipe':
+        os.mkfifo(path)
+    else:
+        path.symlink_to(os.devnull)
+    cfg = Config(dict(work_dir=str(tmp_path), load_from=str(path)))
+    with pytest.raises(BrokenWeightsError, match=f'is a {what}, not a check'):
+        if tool == 'predictor':
+            load_weights(nn.Linear(1, 1), cfg, None)
+        check_weight_files(cfg)
+        if tool == 'load_from':
+            read_weights(path)
+        choose_checkpoint(Config(dict(cfg, resume=True)))
+
+
 @pytest.mark.parametrize('name', ['a.safetensors', 'a.pth'])
 def test_mmengine_loads_safetensors(name, tmp_path):
     safetensors = pytest.importorskip(
@@ -146,3 +173,24 @@ def test_file_from_an_address_runs_no_code(tmp_path, monkeypatch):
     with pytest.raises(BrokenWeightsError, match='could run code.*delete it'):
         CheckpointLoader.load_checkpoint('https://example.com/a.pth')
     assert not (tmp_path / 'marker').exists()
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.complex64])
+def test_weights_that_are_no_floats(dtype, tmp_path):
+    model, path = nn.BatchNorm2d(2), tmp_path / 'a.pth'
+    weights = model.state_dict()
+    torch.save(weights, path)
+    # Its count of batches is an integer.
+    load_checkpoint(model, str(path), strict=True)
+    weights['bias'] = weights['bias'].to(dtype)
+    torch.save(weights, path)
+    with pytest.raises(
+        BrokenWeightsError, match=f'1 weights.*bias of {dtype}'
+    ):
+        load_checkpoint(model, str(path))
+    said = r'a\.pth: 1 weights'
+    with pytest.raises(BrokenWeightsError, match=said):
+        load_weights(model, Config(), str(path))
+    runner = Runner(model, str(tmp_path), experiment_name=str(dtype))
+    with pytest.raises(BrokenWeightsError, match=said):
+        runner.load_checkpoint(str(path))

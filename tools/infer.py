@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def config_file(text):
 
 
 def checkpoint_file(text):
-    if '://' not in text and not Path(text).is_file():
+    if '://' not in text and not Path(text).exists():
         raise argparse.ArgumentTypeError(f'there is no file {text!r}')
     return text
 
@@ -276,6 +277,8 @@ if __name__ == '__main__':
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        # The next one must not break into the end by the first.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Objects of libraries that were half made complain when they go.
         sys.unraisablehook = lambda unraisable: None
         print('interrupted', file=sys.stderr)

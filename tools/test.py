@@ -3,6 +3,7 @@
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def parse_args():
 
     check_arguments(parser, args)
     checkpoint = args.checkpoint
-    if '://' not in checkpoint and not Path(checkpoint).is_file():
+    if '://' not in checkpoint and not Path(checkpoint).exists():
         parser.error(f'argument checkpoint: there is no file {checkpoint!r}')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out: {args.out!r} does not end in .pkl')
@@ -150,10 +151,29 @@ def main():
     launch.leave_group()
 
 
+def follows_ctrl_c(error):
+    """Whether it is Ctrl-C, or what libraries made of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def say_unraisable(unraisable):
+    """Say an error in what Python calls by itself, such as __del__."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+
+
 if __name__ == '__main__':
+    sys.unraisablehook = say_unraisable
     try:
         main()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # The next Ctrl-C must not break into the end by the first.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not follows_ctrl_c(error):
+            signal.signal(signal.SIGINT, before)
+            raise
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print('interrupted', file=sys.stderr)
         for worker in multiprocessing.active_children():

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def parse_args():
     from evmamba_mm.cli.arguments import check_arguments
 
     check_arguments(parser, args)
-    if args.resume not in (None, 'auto') and not Path(args.resume).is_file():
+    if args.resume not in (None, 'auto') and not Path(args.resume).exists():
         parser.error(f'--resume: there is no file {args.resume!r}')
     return args
 
@@ -158,12 +159,28 @@ def main():
     launch.leave_group()
 
 
+def follows_ctrl_c(error):
+    """Whether it is Ctrl-C, or what libraries made of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def say_unraisable(unraisable):
+    """Say an error in what Python calls by itself, such as __del__."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+
+
 if __name__ == '__main__':
+    sys.unraisablehook = say_unraisable
     try:
         main()
-    except (KeyboardInterrupt, SyntaxError) as error:
-        # mmengine's formatter of configs makes a SyntaxError of Ctrl-C.
-        if KeyboardInterrupt not in (type(error), type(error.__context__)):
+    except BaseException as error:
+        # The next Ctrl-C must not break into the end by the first.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not follows_ctrl_c(error):
+            signal.signal(signal.SIGINT, before)
             raise
         if os.environ.get('LOCAL_RANK', '0') == '0':
             print(

@@ -1,5 +1,6 @@
 """Reading images and videos so that a broken one is known as such."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def read_image(path: Path) -> np.ndarray:
     if image is None or damage:
         raise BrokenInputError(damage or 'it cannot be decoded')
     return mmcv.bgr2rgb(image)
+
+
+def count_pictures(path: Path) -> int:
+    """Count the frames or pages of an image file; OpenCV reads the first."""
+    with contextlib.suppress(Exception), Image.open(path) as image:
+        # The others of a phone's MPO are copies for its screen.
+        if image.format != 'MPO':
+            return getattr(image, 'n_frames', 1)
+    return 1
 
 
 def find_damage(content: bytes) -> str | None:

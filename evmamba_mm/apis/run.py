@@ -17,6 +17,7 @@ from .media import (
     FALLBACK_FPS,
     BrokenInputError,
     VideoWriter,
+    count_pictures,
     open_video,
     read_image,
     write_image,
@@ -92,6 +93,14 @@ class Run:
             except Exception as error:
                 self.report(source.path, released(error))
                 continue
+            count = count_pictures(source.path)
+            if count > 1:
+                print(
+                    f'note: {source.path} holds {count} pictures; the first '
+                    'is used, the others are not',
+                    file=sys.stderr,
+                    flush=True,
+                )
             # The path, so that the config's own pipeline reads the image.
             yield source, image, str(source.path)
 

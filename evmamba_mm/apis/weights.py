@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
-from ..weight_files import BrokenWeightsError, mismatch
+from ..weight_files import BrokenWeightsError, file_named, mismatch
 
 # Where the hosts' models keep the part that knows the number of classes.
 HEADS = (
@@ -51,12 +51,13 @@ def load_weights(
     if checkpoint is None:
         initialise(model, cfg)
         return {}
-    if '://' not in checkpoint and not Path(checkpoint).is_file():
+    if '://' not in checkpoint and not Path(checkpoint).exists():
         raise ValueError(f'{origin} {checkpoint!r}: there is no such file')
     try:
-        loaded = load_checkpoint(
-            model, checkpoint, map_location='cpu', strict=True
-        )
+        with file_named(checkpoint):
+            loaded = load_checkpoint(
+                model, checkpoint, map_location='cpu', strict=True
+            )
     except BrokenWeightsError as error:
         raise BrokenWeightsError(f'{origin} {error}') from error
     except (RuntimeError, OSError, KeyError) as error:

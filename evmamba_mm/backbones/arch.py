@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..arguments import is_integer
+from ..arguments import MAX_CHANNELS, MAX_DEPTH, is_integer
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,19 @@ ARCHS = {
 }
 
 
-def _positive_integers(name: str, values: object) -> tuple[int, ...]:
+def _positive_integers(
+    name: str, values: object, most: int
+) -> tuple[int, ...]:
     legal = (
         isinstance(values, Sequence)
         and not isinstance(values, str)
         and len(values) > 0
-        and all(is_integer(v) and v > 0 for v in values)
+        and all(is_integer(v) and 0 < v <= most for v in values)
     )
     if not legal:
         raise ValueError(
-            f'arch[{name!r}] must be a list of positive integers, one a '
-            f'stage, got {values!r}'
+            f'arch[{name!r}] must be a list of positive integers of at most '
+            f'{most}, one a stage, got {values!r}'
         )
     return tuple(values)
 
@@ -69,8 +71,8 @@ def resolve_arch(
             'a custom arch must be a dict with exactly the keys channels and '
             f'depths, got {arch!r}'
         )
-    channels = _positive_integers('channels', arch['channels'])
-    depths = _positive_integers('depths', arch['depths'])
+    channels = _positive_integers('channels', arch['channels'], MAX_CHANNELS)
+    depths = _positive_integers('depths', arch['depths'], MAX_DEPTH)
     if len(channels) != len(depths):
         raise ValueError(
             'arch must have as many channels as depths, got '

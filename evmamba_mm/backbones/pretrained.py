@@ -54,12 +54,15 @@ class _Differences:
     missing: list[str]
     unknown: list[str]
     reshaped: list[str]
+    no_floats: list[str]
 
     def __str__(self) -> str:
         return (
             f'{len(self.missing)} missing {self.missing[:3]}, '
             f'{len(self.unknown)} unknown {self.unknown[:3]}, '
-            f'{len(self.reshaped)} of another shape {self.reshaped[:3]}'
+            f'{len(self.reshaped)} of another shape {self.reshaped[:3]}, '
+            f'{len(self.no_floats)} of no real floating dtype '
+            f'{self.no_floats[:3]}'
         )
 
 
@@ -95,6 +98,13 @@ def _compare(module: nn.Module, given: Mapping[str, Tensor]) -> _Differences:
             for k in own
             if k in stored and stored[k] != own[k]
         ],
+        no_floats=[
+            f'{k} of {given[k].dtype}'
+            for k, value in module.state_dict().items()
+            if k in given
+            and value.is_floating_point()
+            and not given[k].is_floating_point()
+        ],
     )
 
 
@@ -107,8 +117,8 @@ def check_pretrained(module: nn.Module, init_cfg: dict) -> None:
 
     Raises:
         ValueError: If the checkpoint lacks a weight of the module (other than
-            an output norm), holds one in another shape, or holds one that the
-            module does not know.
+            an output norm), holds one in another shape or of no real floating
+            dtype, or holds one that the module does not know.
     """
     checkpoint = init_cfg['checkpoint']
     stored = _stored_weights(
@@ -117,7 +127,7 @@ def check_pretrained(module: nn.Module, init_cfg: dict) -> None:
         init_cfg.get('map_location', 'cpu'),
     )
     found = _compare(module, stored)
-    if found.missing or found.unknown or found.reshaped:
+    if any((found.missing, found.unknown, found.reshaped, found.no_floats)):
         raise ValueError(
             f'{checkpoint} does not hold the weights of this '
             f'{type(module).__name__}: {found}. {_ADVICE}'
@@ -172,8 +182,9 @@ class PretrainedBackbone(BaseModule):
         what is missing.
 
         Raises:
-            RuntimeError: If weights have another shape, or some are missing
-                and the file has others that the model does not know.
+            RuntimeError: If weights have another shape or no real floating
+                dtype, or some are missing and the file has others that the
+                model does not know.
         """
         own = {
             key.removeprefix(prefix): value
@@ -185,7 +196,8 @@ class PretrainedBackbone(BaseModule):
         found = _compare(self, own)
         # Keys for which the models around this one have no place are known.
         foreign = found.unknown or (not own and unexpected_keys)
-        if found.reshaped or (found.missing and foreign):
+        misfits = found.reshaped or found.no_floats
+        if misfits or (found.missing and foreign):
             place = prefix.removesuffix('.') or type(self).__name__
             raise RuntimeError(
                 f'these are not the weights of the {type(self).__name__} at '

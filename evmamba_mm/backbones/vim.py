@@ -11,12 +11,15 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import checked, is_integer
+from ..arguments import MAX_CHANNELS, MAX_DEPTH, checked, is_integer
 from ..layers.vim_block import PatchTokens, VimBlock
 from .arch import resolve_out_indices
 from .options import check_frozen_stages
 from .pretrained import PretrainedBackbone
 from .recompute import checkpoint_block
+
+# Of patches along a side: their number is the square.
+MAX_GRID = 1024
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,14 @@ def _resolve_arch(arch: str | Mapping) -> VimArch:
     if isinstance(arch, str) and arch in VIM_ARCHS:
         return VIM_ARCHS[arch]
     fits = isinstance(arch, Mapping) and set(arch) == {'channels', 'depth'}
-    if not fits or not all(is_integer(v) and v > 0 for v in arch.values()):
+    limits = dict(channels=MAX_CHANNELS, depth=MAX_DEPTH)
+    if not fits or not all(
+        is_integer(v) and 0 < v <= limits[k] for k, v in arch.items()
+    ):
         raise ValueError(
             f'arch must be one of {", ".join(VIM_ARCHS)} or a dict with '
-            'exactly channels and depth, positive integers, got '
-            f'{arch!r}'
+            'exactly channels and depth, positive integers of at most '
+            f'{MAX_CHANNELS} and {MAX_DEPTH}, got {arch!r}'
         )
     return VimArch(arch['channels'], arch['depth'])
 
@@ -149,6 +155,11 @@ class Vim(PretrainedBackbone):
             raise ValueError(
                 f'img_size must be a multiple of patch_size {patch_size}, '
                 f'got {img_size}'
+            )
+        if img_size > MAX_GRID * patch_size:
+            raise ValueError(
+                f'img_size must be at most {MAX_GRID} times patch_size '
+                f'{patch_size}, got {img_size}'
             )
         if not isinstance(out_type, str) or out_type not in cls.OUT_TYPES:
             raise ValueError(

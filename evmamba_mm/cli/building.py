@@ -20,7 +20,7 @@ from .samples import SampleError
 
 MISTAKES = (
     *(AssertionError, AttributeError, IndexError, KeyError, TypeError),
-    *(ValueError, IsADirectoryError, RuntimeError),
+    *(ValueError, ImportError, IsADirectoryError, RuntimeError),
 )
 # These have a line of their own.
 KNOWN = (BrokenWeightsError, LabelError, SampleError)
@@ -69,6 +69,11 @@ def mistakes_in_lines(
         # Several processes wait for one another while they build.
         lost = isinstance(error, RuntimeError) and distributed.is_initialized()
         config = _last_built(error)
+        if isinstance(error, ImportError) and error.__context__:
+            # It has the module's name; not every error that hides it does.
+            said = f'{said} ({" ".join(str(error.__context__).split())})'
+        if config is None and isinstance(error, ImportError):
+            config = _owner(error)
         if config is not None and not lost:
             said = _unregistered(error) or said
             said = f'{_named(config)} of the config cannot be built: {said}'
@@ -134,6 +139,13 @@ def _last_built(error: BaseException) -> Mapping | None:
         if in_build and isinstance(config, Mapping) and 'type' in config:
             found = config
     return found
+
+
+def _owner(error: ImportError) -> Mapping | None:
+    """Return which part it is that misses a package, as a config of it."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    owner = last.f_locals.get('self')
+    return None if owner is None else dict(type=type(owner))
 
 
 def _of_runner(error: BaseException, builds_all: bool) -> bool:

@@ -15,6 +15,8 @@ from ..resuming import (
 from ..weight_files import BrokenWeightsError, read_weights
 
 logger = logging.getLogger('evmamba_mm')
+# In the section of a config that scales the learning rate.
+ENABLED = "keyword(arg='enable', value=Constant(value=True))"
 
 
 def choose_checkpoint(cfg: Config) -> None:
@@ -110,6 +112,13 @@ def differences(cfg: Config, checkpoint: dict) -> Iterator[str]:
                 f'was trained with another {name} than the config has: rates '
                 'and schedules go on as the checkpoint has them'
             )
+    scales = [part.get('auto_scale_lr', '') for part in (stored, now)]
+    before, after = (text if ENABLED in text else '' for text in scales)
+    if stored and before != after:
+        yield (
+            'was trained with another auto_scale_lr (--auto-scale-lr) than is '
+            'asked for now: the learning rate goes on as the checkpoint has it'
+        )
 
 
 def _sections(text: object) -> dict[str, str]:

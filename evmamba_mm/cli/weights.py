@@ -14,6 +14,7 @@ from ..backbones.pretrained import check_pretrained
 from ..hub import RELEASED
 from ..weight_files import BrokenWeightsError, mismatch
 from .checks import children
+from .stored_state import garbage_of
 
 
 def check_weight_files(cfg: Config) -> None:
@@ -33,8 +34,8 @@ def check_weight_files(cfg: Config) -> None:
 
 
 def is_missing(path: str | None) -> bool:
-    """Return whether `path` names a local file that is not there."""
-    return bool(path) and '://' not in path and not Path(path).is_file()
+    """Return whether `path` names a local path that is not there."""
+    return bool(path) and '://' not in path and not Path(path).exists()
 
 
 def pretrained_configs(node: object, path: str) -> Iterator[tuple[str, dict]]:
@@ -171,7 +172,20 @@ def resume_strictly(runner: Runner) -> None:
     Such as that of an optimiser with other groups of parameters.
     """
     load_strictly(runner)
-    stock = runner.resume
+    stock, load = runner.resume, runner.load_checkpoint
+
+    def load_checkpoint(
+        filename: str, map_location: str | Callable = 'cpu'
+    ) -> dict:
+        checkpoint = load(filename, map_location)
+        garbage = garbage_of(runner, checkpoint)
+        if garbage:
+            raise BrokenWeightsError(
+                f'{filename} cannot be resumed: {"; ".join(garbage[:3])}. '
+                'Resume from another file, or start from its weights by '
+                f'--cfg-options load_from={filename}'
+            )
+        return checkpoint
 
     def resume(
         filename: str,
@@ -195,4 +209,5 @@ def resume_strictly(runner: Runner) -> None:
                 f'weights by --cfg-options load_from={filename}'
             ) from error
 
+    runner.load_checkpoint = load_checkpoint
     runner.resume = resume

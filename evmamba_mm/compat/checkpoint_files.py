@@ -2,14 +2,17 @@
 
 Breaks: a web page, a truncated or an empty file ends in torch's traceback,
 which advises loading without safety; a file with changed bytes loads; what
-comes from an address runs code, for `torch.hub` loads without safety; and
-safetensors do not load.
+comes from an address runs code, for `torch.hub` loads without safety;
+safetensors do not load; and integers or complex numbers are cast to weights.
 Fix: register loaders of local files and of addresses in place of mmengine's,
-by its own `register_scheme`, which read through `weight_files`.
+by its own `register_scheme`, which read through `weight_files`, and compare
+dtypes before a state is loaded.
 Remove when mmengine's loaders do all this.
 """
 
+import functools
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,8 +21,9 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
 
-from ..weight_files import BrokenWeightsError, read_weights
+from ..weight_files import BrokenWeightsError, no_floats, read_weights
 from . import safe_loading
 
 
@@ -33,6 +37,26 @@ def apply() -> None:
     )
     # The loaders of torchvision:// and open-mmlab:// call it by this name.
     checkpoint.load_from_http = load_from_http
+    checkpoint.load_state_dict = _comparing_dtypes(checkpoint.load_state_dict)
+
+
+def _comparing_dtypes(load: Callable) -> Callable:
+    @functools.wraps(load)
+    def load_state_dict(
+        module: nn.Module,
+        state_dict: Mapping[str, Any],
+        strict: bool = False,
+        logger: Any = None,
+    ) -> None:
+        found = no_floats(module.state_dict(), state_dict)
+        if found:
+            raise BrokenWeightsError(
+                f'{len(found)} weights of the checkpoint are no real floating '
+                f'numbers: {", ".join(found[:3])}'
+            )
+        load(module, state_dict, strict, logger)
+
+    return load_state_dict
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict:

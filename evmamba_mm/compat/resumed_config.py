@@ -20,6 +20,7 @@ from typing import Any
 
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
+from ..weight_files import file_named
 from .after_import import after_import
 
 logger = logging.getLogger('evmamba_mm')
@@ -48,7 +49,11 @@ def _dropping_config(load: Callable) -> Callable:
         strict: bool = False,
         revise_keys: list = [(r'^module.', '')],  # noqa: B006  mmengine's
     ) -> dict[str, Any]:
-        checkpoint = load(self, filename, map_location, strict, revise_keys)
+        # Weights of another dtype are found without the file's name.
+        with file_named(filename):
+            checkpoint = load(
+                self, filename, map_location, strict, revise_keys
+            )
         if _has_config(checkpoint):
             meta = checkpoint['meta'].items()
             checkpoint['meta'] = {k: v for k, v in meta if k != 'config'}

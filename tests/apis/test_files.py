@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from evmamba_mm.apis import outcomes, sources, weights
 
@@ -14,6 +15,7 @@ from ..tools.inference_cases import photo, touch, truncated, write
 
 pytest.importorskip('mmcv', reason='mmcv is not installed')
 media = pytest.importorskip('evmamba_mm.apis.media')
+run = pytest.importorskip('evmamba_mm.apis.run')
 
 TOOLS = Path(__file__).parent.parent.parent / 'tools'
 
@@ -196,3 +198,31 @@ def test_batches_hold_one_size_and_survive_a_bad_input():
             assert str(error) == name
         else:
             assert (error, found[index].sample) == (None, name.upper())
+
+
+@pytest.mark.parametrize(
+    'name, kind, count',
+    [
+        *(('a.png', 'PNG', 3), ('a.webp', 'WEBP', 3), ('a.tiff', 'TIFF', 3)),
+        # OpenCV goes by the content.
+        ('a.bmp', 'GIF', 3),
+        *(('b.png', 'PNG', 1), ('a.jpg', 'JPEG', 1), ('b.jpg', 'MPO', 3)),
+    ],
+)
+def test_further_pictures_of_a_file_are_told(
+    name, kind, count, tmp_path, capsys
+):
+    first, *others = (
+        Image.new('RGB', (8, 8), (60 * index, 0, 0)) for index in range(count)
+    )
+    more = dict(save_all=True, append_images=others) if others else {}
+    first.save(tmp_path / name, kind, **more)
+    (source,) = planned(tmp_path / name, tmp_path / 'out')
+    assert len(list(run.Run(None, 1, False).readable([source]))) == 1
+    told = f'note: {source.path} holds 3 pictures; the first is used'
+    said = capsys.readouterr().err.splitlines()
+    if count == 1 or kind == 'MPO':
+        assert not said
+    else:
+        (line,) = said
+        assert line.startswith(told)

@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from evmamba_mm import EfficientVMamba
+from evmamba_mm.backbones import Vim, VMamba
 from evmamba_mm.backbones.stages import BLOCKS
 from evmamba_mm.layers import SS2D, EVSSBlock, InvertedResidual
 
@@ -243,3 +244,45 @@ def test_a_switch_that_is_set_later_is_checked():
     model.fused = 'yes'
     with pytest.raises(ValueError, match="fused must be.*'yes'"):
         model(torch.randn(1, 3, 64, 64))
+
+
+HUGE = 10**9
+
+
+@pytest.mark.parametrize(
+    'option, value, most',
+    [
+        *(('in_channels', HUGE, 16384), ('dt_rank', HUGE, 16384)),
+        *(('d_state', [16, 16, HUGE, 16], 4096), ('d_state', 4097, 4096)),
+        *(('expand_ratio', HUGE, 256), ('inverted_expand_ratio', HUGE, 256)),
+        *(('se_ratio', 1e9, 256), ('inverted_se_ratio', [1e99] * 4, 256)),
+        ('arch', dict(channels=[HUGE] * 4, depths=[1] * 4), 16384),
+        ('arch', dict(channels=[16] * 4, depths=[1, 1, 1, HUGE]), 1024),
+    ],
+)
+def test_absurdly_large_size(option, value, most):
+    said = rf'{option}.* at most {most}.*, got .*1(0|e|$)|4097'
+    with pytest.raises(ValueError, match=said):
+        EfficientVMamba(**{'arch': 'atto', option: value})
+
+
+@pytest.mark.parametrize('kind', [VMamba, Vim])
+@pytest.mark.parametrize('option', ['in_channels', 'd_state'])
+def test_absurdly_large_size_of_peers(kind, option):
+    with pytest.raises(ValueError, match=f'{option} must .* at most .*{HUGE}'):
+        kind('atto', **{option: HUGE})
+
+
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        (dict(img_size=HUGE), 'img_size must .* at most 16384, got'),
+        (dict(img_size=16000, patch_size=1), 'at most 1024 times patch_size'),
+        (dict(img_size=HUGE, patch_size=HUGE), 'img_size must|patch_size mu'),
+        (dict(arch=dict(channels=HUGE, depth=1)), 'at most 16384 and'),
+        (dict(arch=dict(channels=32, depth=HUGE)), 'and 1024, got'),
+    ],
+)
+def test_absurdly_large_vim(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Vim(**settings)

@@ -97,3 +97,28 @@ def test_a_part_of_a_subclass_may_be_fresh(tmp_path, monkeypatch, by):
     monkeypatch.setattr(OtherStem, 'fresh_keys', None)
     with pytest.raises(ValueError, match='2 missing.*patch_embed.new'):
         model.init_weights()
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int8, torch.complex64])
+def test_weights_that_are_no_floats(dtype, tmp_path):
+    weights = save_classifier(tmp_path / 'a.pth').state_dict()
+    key = 'stages.0.0.norm.weight'
+    weights[key] = weights[key].to(dtype)
+    said = f'1 of no real floating dtype.*{key} of {dtype}'
+    with pytest.raises(RuntimeError, match=said):
+        EfficientVMamba('atto').load_state_dict(weights)
+    torch.save(weights, tmp_path / 'a.pth')
+    init = pretrained(tmp_path / 'a.pth', None)
+    with pytest.raises(ValueError, match=f'a.pth.*{said}'):
+        EfficientVMamba('atto', init_cfg=init).init_weights()
+
+
+@pytest.mark.parametrize(
+    'dtype', [torch.float16, torch.bfloat16, torch.double]
+)
+def test_weights_of_any_float_are_loaded(dtype, tmp_path):
+    source = save_classifier(tmp_path / 'a.pth').to(dtype)
+    model = EfficientVMamba('atto')
+    model.load_state_dict(source.state_dict())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key].to(value.dtype))

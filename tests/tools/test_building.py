@@ -1,13 +1,14 @@
 """What a config cannot have is told in a line, with what was built."""
 
 import re
+import sys
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -138,6 +139,35 @@ def test_arguments_that_the_runner_refuses(tmp_path):
     with pytest.raises(SystemExit, match='error: the Runner refuses the conf'):
         with building.mistakes_in_lines(builds_all=True):
             Runner(model=dict(), work_dir=str(tmp_path), randomness=dict(a=1))
+
+
+@pytest.mark.parametrize(
+    'backend, package, module',
+    [
+        ('WandbVisBackend', 'wandb', 'wandb'),
+        ('MLflowVisBackend', 'mlflow', 'mlflow'),
+        ('ClearMLVisBackend', 'clearml', 'clearml'),
+        ('NeptuneVisBackend', '-U neptune', 'neptune'),
+        ('DVCLiveVisBackend', 'dvclive', 'pygit2'),
+        ('AimVisBackend', 'aim', 'aim'),
+        ('TensorboardVisBackend', 'future tensorboard', 'tensorboard'),
+    ],
+)
+def test_package_that_a_visualizer_lacks(
+    backend, package, module, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, 'torch.utils.tensorboard', False)
+    backends = [dict(type=backend, save_dir=str(tmp_path))]
+    config = dict(type='Visualizer', vis_backends=backends, name=backend)
+    with pytest.raises(SystemExit) as stopped:
+        with building.mistakes_in_lines(builds_all=True):
+            VISUALIZERS.build(config).add_config(Config())
+    assert stopped.value.code.startswith(
+        f'error: {backend} of the config cannot be built: Please run "pip '
+        f'install {package}" to install'
+    )
+    assert module in stopped.value.code.partition(' to install')[2]
 
 
 def test_score_that_there_is_not():

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 from evmamba_mm.cli import launch, lock
 
@@ -107,6 +108,65 @@ def test_ctrl_c_while_a_library_makes_an_object(toy):
     )
     assert status == 130, output
     assert output.splitlines()[-1].startswith('interrupted; --resume goes on')
+
+
+BURST = """
+import signal
+import sys
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+class Stream:
+    def write(self, text):
+        signal.raise_signal(signal.SIGINT)
+        return sys.__stderr__.write(text)
+
+    def flush(self):
+        sys.__stderr__.flush()
+
+class Removed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+@HOOKS.register_module()
+class Press(Hook):
+    removed = None
+
+    def before_train_epoch(self, runner):
+        self.press()
+
+    def before_test_epoch(self, runner):
+        self.press()
+
+    def press(self):
+        sys.stderr = Stream()
+        self.removed = Removed()
+        self.removed = None
+        signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_ctrl_c_again_while_the_first_ends_the_tool(tool, toy, warm_python):
+    (toy / 'burst.py').write_text(BURST)
+    (toy / 'pressed.py').write_text(
+        "_base_ = 'toy.py'\n"
+        "custom_imports = dict(imports=['evmamba_mm', 'burst'])\n"
+        "custom_hooks = [dict(type='Press')]\n"
+    )
+    command = [warm_python.path, TOOLS / tool, 'pressed.py']
+    if tool == 'test.py':
+        model = Config.fromfile(toy / 'toy.py').model
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            weights = MODELS.build(model).state_dict()
+        torch.save(dict(state_dict=weights), toy / 'pressed.pth')
+        command += ['pressed.pth']
+    path = f'{toy}:{environment().get("PYTHONPATH", "")}'
+    status, output = run(toy, *command, PYTHONPATH=path)
+    assert status == 130, output
+    assert output.splitlines()[-1].startswith('interrupted')
+    assert 'Traceback' not in output
 
 
 def test_lock_of_a_killed_training_is_taken_over(tmp_path, package_log):

@@ -103,6 +103,34 @@ def test_resume_of_the_same_config_says_nothing(tmp_path, package_log):
     assert not package_log.records
 
 
+OFF, ON, OTHER = (
+    dict(base_batch_size=64),
+    dict(base_batch_size=64, enable=True),
+    dict(enable=True, base_batch_size=32),
+)
+
+
+@pytest.mark.parametrize(
+    'before, after, told',
+    [
+        *((OFF, ON, True), (ON, OFF, True), (None, ON, True)),
+        *((ON, OTHER, True), (ON, ON, False), (OFF, None, False)),
+        (OFF, dict(OFF, enable=False), False),
+    ],
+)
+def test_scaling_of_the_rate_that_differs_is_told(
+    before, after, told, tmp_path, package_log
+):
+    text = Config(dict(auto_scale_lr=before)).pretty_text
+    meta = dict(epoch=1, iter=3, seed=3, cfg=text)
+    save(tmp_path / 'a.pth', meta=meta)
+    path = str(tmp_path / 'a.pth')
+    chosen(tmp_path, load_from=path, auto_scale_lr=after)
+    said = [record.getMessage() for record in package_log.records]
+    assert len(said) == told
+    assert all('another auto_scale_lr (--auto-scale-lr)' in x for x in said)
+
+
 @pytest.mark.parametrize('epoch', ['two', -5, float('nan'), None])
 def test_epoch_that_is_no_number(epoch, tmp_path):
     save(tmp_path / 'a.pth', meta=dict(epoch=epoch, iter=3))

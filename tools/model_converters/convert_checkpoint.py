@@ -5,6 +5,7 @@ token among the patches; which one, its keys say.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -62,5 +63,7 @@ if __name__ == '__main__':
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        # The next one must not break into the end by the first.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print('interrupted', file=sys.stderr)
         sys.exit(130)

@@ -130,5 +130,7 @@ if __name__ == '__main__':
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        # The next one must not break into the end by the first.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print('interrupted', file=sys.stderr)
         sys.exit(130)

@@ -33,7 +33,7 @@ class Plan:
 
     def check_checkpoint(self):
         given = self.args.checkpoint
-        if given is None or '://' in given or Path(given).is_file():
+        if given is None or '://' in given or Path(given).exists():
             return
         raise ValueError(f'--checkpoint: there is no file {given!r}')
 
