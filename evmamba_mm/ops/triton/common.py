@@ -7,6 +7,7 @@ Shape letters: B batch, H W feature map, C channels, M rows of tokens.
 """
 
 import functools
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ _VERSION = tuple(int(part) for part in triton.__version__.split('.')[:2])
 _COMPILED_ARE_CALLED = (3, 6) <= _VERSION <= (3, 8)
 _MOST_COMPILED = 4096
 _compiled: dict[tuple, CompiledKernel] = {}
+
+_logger = logging.getLogger('evmamba_mm')
 
 
 class Tile(NamedTuple):
@@ -176,6 +179,14 @@ def dense_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
+@functools.cache
+def _tell_of_compiling() -> None:
+    _logger.info(
+        'loading GPU kernels; what is new on this machine is compiled first, '
+        'and kept for later runs'
+    )
+
+
 def launch(
     kernel: Any,
     grid: tuple[int, int, int],
@@ -229,6 +240,7 @@ def launch(
     if compiled is not None:
         compiled[grid](*arguments)
         return
+    _tell_of_compiling()
     compiled = kernel[grid](*arguments, num_warps=warps, **options)
     if _COMPILED_ARE_CALLED and isinstance(compiled, CompiledKernel):
         if len(_compiled) >= _MOST_COMPILED:
