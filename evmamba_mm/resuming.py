@@ -157,7 +157,8 @@ def _notes(
     notes = [
         text
         for path, text in broken.items()
-        if path == named or path.stat().st_mtime >= taken.stat().st_mtime
+        # Of a link itself: it may lead nowhere.
+        if path == named or path.lstat().st_mtime >= taken.stat().st_mtime
     ]
     pointer = folder / POINTER
     if named is None:

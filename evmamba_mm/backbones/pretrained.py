@@ -72,10 +72,17 @@ def _is_fresh(module: nn.Module, key: str) -> bool:
     return pattern is not None and re.match(pattern, key) is not None
 
 
+def _shape(value: object) -> tuple[int, ...] | str:
+    """A tensor's shape, or what stands in the place of one."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return f'a {type(value).__name__}'
+
+
 def _compare(module: nn.Module, given: Mapping[str, Tensor]) -> _Differences:
     stored, own = (
         {
-            key: tuple(value.shape)
+            key: _shape(value)
             for key, value in weights.items()
             if not _is_fresh(module, key)
         }
@@ -101,7 +108,7 @@ def _compare(module: nn.Module, given: Mapping[str, Tensor]) -> _Differences:
         no_floats=[
             f'{k} of {given[k].dtype}'
             for k, value in module.state_dict().items()
-            if k in given
+            if isinstance(given.get(k), Tensor)
             and value.is_floating_point()
             and not given[k].is_floating_point()
         ],

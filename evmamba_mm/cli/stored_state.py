@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from numbers import Number
+from numbers import Real
 from typing import Any
 
 from mmengine.runner import Runner
@@ -12,8 +12,15 @@ from torch import Tensor
 META = dict(seed=0, batches_done=0)
 # Of its message hub.
 INFO = dict(epoch=0, iter=0, max_epochs=0, max_iters=0)
+# What optimisers keep for a parameter, where they keep it by these names.
+AVERAGES = (
+    *('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer'),
+    *('square_avg', 'grad_avg', 'sum'),
+)
+# Of a group of parameters; torch has a default for others that are missing.
+NEEDED = ('lr', 'betas', 'momentum', 'alpha', 'eps', 'weight_decay')
 KINDS = {
-    'a number': (Number, Tensor),
+    'a number': (Real, Tensor),
     'a dict': Mapping,
     'a list': (list, tuple),
     'a word': str,
@@ -49,7 +56,9 @@ def garbage_of(runner: Runner, checkpoint: Mapping[str, Any]) -> list[str]:
         message_hub=dict(log_scalars={}, runtime_info=INFO | scores),
     )
     found = list(_misfits(own, checkpoint, ''))
-    return found or list(_of_optimizer(checkpoint.get('optimizer')))
+    return found or list(
+        _of_optimizer(own['optimizer'], checkpoint.get('optimizer'))
+    )
 
 
 def _kind(value: object) -> str:
@@ -58,17 +67,22 @@ def _kind(value: object) -> str:
     return next((k for k, v in KINDS.items() if isinstance(value, v)), '')
 
 
-def _is_nan(value: object) -> bool:
+def _is_number(value: object) -> bool:
+    """Whether it is one number, also in a tensor, and not NaN."""
     if isinstance(value, Tensor):
-        return value.numel() == 1 and math.isnan(value)
-    return isinstance(value, float) and math.isnan(value)
+        real = value.numel() == 1 and not value.is_complex()
+        return real and not math.isnan(value)
+    return isinstance(value, Real) and not math.isnan(value)
 
 
 def _misfits(own: object, given: object, key: str) -> Iterator[str]:
     wanted = _kind(own)
     if given is None or not wanted:
         return
-    if _kind(given) != wanted or _is_nan(given):
+    fits = _kind(given) == wanted
+    if wanted == 'a number':
+        fits = _is_number(given)
+    if not fits:
         yield f'{key} is {str(given)[:60]!r}, and must be {wanted}'
         return
     pairs = ()
@@ -81,21 +95,57 @@ def _misfits(own: object, given: object, key: str) -> Iterator[str]:
         yield from _misfits(*pair, f'{key}.{inner}'.removeprefix('.'))
 
 
-def _of_optimizer(stored: Mapping[str, Any] | None) -> Iterator[str]:
-    """Look at what it keeps for each parameter; a new one keeps nothing."""
-    named = {'optimizer': stored or {}}
-    if 'state' not in named['optimizer']:
-        # Several optimisers.
-        named = {f'optimizer.{k}': v for k, v in (stored or {}).items()}
-    for name, each in named.items():
-        states = each.get('state') if isinstance(each, Mapping) else None
-        for index, state in (states or {}).items():
+def _named(states: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The state of an optimiser, or of several, by what it is called."""
+    if 'state' in states:
+        return {'optimizer': states}
+    found = {f'optimizer.{key}': value for key, value in states.items()}
+    return {k: v for k, v in found.items() if isinstance(v, Mapping)}
+
+
+def _of_optimizer(
+    own: Mapping[str, Any], stored: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """Look at groups, and at what is kept for each parameter.
+
+    A new optimiser keeps nothing to compare with, so only what has the name
+    of an average is looked at: an optimiser may keep what it likes.
+    """
+    fresh = _named(own)
+    for name, each in _named(stored or {}).items():
+        groups = fresh.get(name, {}).get('param_groups', ())
+        both = zip(groups, each.get('param_groups', ()), strict=False)
+        for index, (new, old) in enumerate(both):
+            yield from _of_group(new, old, f'{name}.param_groups.{index}')
+        for index, state in (each.get('state') or {}).items():
             place = f'{name}.state.{index}'
-            yield from _misfits({}, state, place)
-            for key, value in getattr(state, 'items', tuple)():
-                # Some keep lists of tensors.
-                several = isinstance(value, list | tuple) and all(
-                    x is None or isinstance(x, Tensor) for x in value
-                )
-                if not several and not isinstance(value, bool | Mapping):
-                    yield from _misfits(0, value, f'{place}.{key}')
+            if not isinstance(state, Mapping):
+                yield f'{place} is {str(state)[:60]!r}, and must be a dict'
+                continue
+            for key in AVERAGES:
+                yield from _of_average(state.get(key), f'{place}.{key}')
+            step = state.get('step')
+            yield from _misfits(0, step, f'{place}.step')
+
+
+def _of_group(
+    own: Mapping[str, Any], given: Mapping[str, Any], place: str
+) -> Iterator[str]:
+    missing = [key for key in NEEDED if key in own and key not in given]
+    if missing:
+        yield f'{place} has no {missing[0]}: it is of another optimizer'
+    rate = given.get('lr', 0)
+    if not _is_number(rate) or not 0 <= rate < math.inf:
+        yield f'{place}.lr is {str(rate)[:60]!r}, and must be a number from 0'
+
+
+def _of_average(value: object, place: str) -> Iterator[str]:
+    if value is None or isinstance(value, list | tuple):
+        # Some keep several.
+        return
+    fits = isinstance(value, Tensor) and value.is_floating_point()
+    # Not all narrow types and subclasses can say which numbers are NaN.
+    plain = type(value) is Tensor and value.element_size() > 1
+    if not fits or (plain and value.isnan().any()):
+        what = getattr(value, 'dtype', str(value)[:60])
+        yield f'{place} is {what}, and must be real numbers without NaN'

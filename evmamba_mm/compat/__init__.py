@@ -18,6 +18,7 @@ from . import (
     pvt_outputs,
     resumed_config,
     safe_loading,
+    scheduler_state,
 )
 from .after_import import after_import
 from .cpu_distributed import init_cpu_dist
@@ -37,6 +38,7 @@ def apply() -> None:
     pvt_outputs.apply()
     safe_loading.apply()
     resumed_config.apply()
+    scheduler_state.apply()
     checkpoint_files.apply()
     latest_checkpoint.apply()
     loader_workers.apply()

@@ -136,16 +136,16 @@ def guarded(kind: type[data.DataLoader]) -> type[data.DataLoader]:
     if getattr(kind, _MARK, False):
         return kind
 
-    def iterate(self: data.DataLoader) -> Iterator:
-        if not self.num_workers or self._iterator is not None:
-            # None starts: persistent ones are there.
-            return kind.__iter__(self)
+    # Not __iter__: that of a subclass may be a generator, which starts later.
+    def start(self: data.DataLoader) -> Iterator:
+        if not self.num_workers:
+            return kind._get_iterator(self)
         with _workers_start(self):
-            return kind.__iter__(self)
+            return kind._get_iterator(self)
 
     # It keeps its name, which messages tell.
-    members = {'__iter__': iterate, '__module__': kind.__module__, _MARK: True}
-    return type(kind.__name__, (kind,), members)
+    members = dict(_get_iterator=start, __module__=kind.__module__)
+    return type(kind.__name__, (kind,), {**members, _MARK: True})
 
 
 def apply() -> None:

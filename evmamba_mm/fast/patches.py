@@ -4,10 +4,13 @@ These are methods of classes and functions of torch. The kernels would go on
 computing the former ones.
 """
 
+from types import BuiltinFunctionType, FunctionType, ModuleType
+
 import torch.nn.functional as F
 from torch import nn
 
 from .. import layers
+from ..layers import layer_norm
 from .parts import KINDS
 
 # A call of a module runs these, of the instance if it has its own.
@@ -20,12 +23,12 @@ METHOD_NAMES = (
     'sample_scale',
     'scan',
 )
-_METHODS = [
+_METHODS = [(nn.Module, '_call_impl')] + [
     (kind, name)
     for kind in KINDS
     for name in ('__call__', *METHOD_NAMES)
-    if name in kind.__dict__ or name in ('__call__', 'forward')
-] + [(nn.Module, '_call_impl')]
+    if hasattr(kind, name)
+]
 # What the modules call in turn. Counters of FLOPs, for one, replace these.
 _METHODS += [
     (F, name)
@@ -34,41 +37,49 @@ _METHODS += [
         *('layer_norm', 'linear', 'pad', 'relu', 'silu'),
     )
 ]
+_METHODS += [(layer_norm, 'channels_first'), (layer_norm, 'channels_last')]
 
 
-def _read() -> list[object]:
-    """What runs: tools that reload files put new code into old functions."""
-    methods = [getattr(owner, name) for owner, name in _METHODS]
-    return [getattr(method, '__code__', method) for method in methods]
+def _is_of(method: object, *homes: str) -> bool:
+    """Whether it is a function of Python from one of these packages."""
+    space = getattr(method, '__globals__', {})
+    plain = type(method) is FunctionType
+    return plain and space['__name__'].startswith(homes)
 
 
 def _is_original(owner: object, name: str) -> bool:
-    """Whether it is a method of its class, or torch's function."""
+    """Whether it is a method of its class, a function of its module."""
     method = getattr(owner, name)
-    home = getattr(method, '__globals__', {'__name__': 'torch.nn.'})
-    if not home['__name__'].startswith(('torch.nn.', layers.__name__)):
+    if method is None or owner is F and type(method) is BuiltinFunctionType:
+        # None is for classes that are not compiled by themselves.
+        return method is None or method.__name__ == name
+    if not _is_of(method, 'torch.nn.', layers.__name__):
         return False
-    if owner is F:
+    if isinstance(owner, ModuleType):
         return method.__name__ == name
     owners = tuple(f'{base.__name__}.' for base in owner.__mro__)
-    return getattr(method, '__qualname__', '').startswith(owners)
+    return method.__qualname__.startswith(owners)
 
 
-# None where somebody had patched it before this import.
+# An ellipsis where somebody had patched it before this import.
 _originals = [
-    code if _is_original(*method) else None
-    for method, code in zip(_METHODS, _read(), strict=True)
+    getattr(*method) if _is_original(*method) else ... for method in _METHODS
 ]
+# Tools that reload edited files put new code into the old functions.
+_OURS = [*{x for x in _originals if _is_of(x, layers.__name__)}]
+_METHODS += [(function, '__code__') for function in _OURS]
+_originals += [function.__code__ for function in _OURS]
 
 
 def patched() -> str | None:
     """A class or module with a replaced method or function, or None."""
-    found = _read()
+    found = [getattr(owner, name) for owner, name in _METHODS]
     if found == _originals:
         return None
     for i, (owner, name) in enumerate(_METHODS):
-        if _originals[i] is None and _is_original(owner, name):
+        if _originals[i] is ... and _is_original(owner, name):
             _originals[i] = found[i]
-        if found[i] != _originals[i]:
-            return f'{owner.__name__} has a patched {name}'
+        if found[i] is not _originals[i]:
+            owner = getattr(owner, '__qualname__', owner.__name__)
+            return f'{owner} has a patched {name}'
     return None

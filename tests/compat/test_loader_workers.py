@@ -79,9 +79,16 @@ class Mine(data.DataLoader):
     """A user's own."""
 
 
+class Lazy(data.DataLoader):
+    """Its workers start with the first batch."""
+
+    def __iter__(self):
+        yield from super().__iter__()
+
+
 @served
 @pytest.mark.parametrize('runner', [Runner, FlexibleRunner])
-@pytest.mark.parametrize('kind', [data.DataLoader, Mine])
+@pytest.mark.parametrize('kind', [data.DataLoader, Mine, Lazy])
 def test_programs_of_a_worker_hear_the_signals(kind, runner):
     loader = runner.build_dataloader(kind(Masks(), num_workers=1))
     assert isinstance(loader, kind)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from evmamba_mm.fast import difference
-from evmamba_mm.layers import ES2D, ScanMixer
+from evmamba_mm.layers import ES2D, EVSSBlock, ScanMixer, layer_norm
 
 from .changes import (
     assert_same,
@@ -30,6 +30,8 @@ from .changes import (
         (nn.LayerNorm, 'forward'),
         (ScanMixer, 'forward'),
         (ES2D, 'scan'),
+        (EVSSBlock, '_call_impl'),
+        (nn.Conv2d, '_call_impl'),
     ],
     ids=lambda x: getattr(x, '__name__', x),
 )
@@ -86,11 +88,46 @@ def test_a_patched_function_of_torch_is_called(
     assert difference(built(kind), x) == why
 
 
+class Proxy:
+    """Has all that it does not define from what it wraps, as wrapt's."""
+
+    def __init__(self, wrapped):
+        self.wrapped = wrapped
+
+    def __call__(self, *args, **kwargs):
+        return odd(self.wrapped(*args, **kwargs))
+
+    def __getattr__(self, name):
+        return getattr(self.wrapped, name)
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'),
+    [(F, 'layer_norm'), (F, 'gelu'), (layer_norm, 'channels_last')],
+)
+def test_a_proxy_is_no_original(monkeypatch, owner, name):
+    monkeypatch.setattr(owner, name, Proxy(getattr(owner, name)))
+    why = f'{owner.__name__} has a patched {name}'
+    assert difference(built('evss'), input_of('evss')) == why
+
+
+def test_new_code_of_a_function_that_the_layers_share(monkeypatch):
+    x = input_of('merging')
+    monkeypatch.setattr(layer_norm.channels_last, '__code__', odd.__code__)
+    why = 'channels_last has a patched __code__'
+    assert difference(built('merging'), x) == why
+
+
 PATCHED_EARLIER = """
 import torch
 from torch import nn
 
-if {replaced}:
+import functools
+import torch.nn.functional as F
+
+if {replaced} == 'function':
+    F.conv2d = functools.partial(F.conv2d)
+elif {replaced} == 'class':
     class Conv2d(nn.Conv2d):
         def forward(self, x):
             return super().forward(x).sin()
@@ -105,13 +142,20 @@ print(difference(PatchEmbed(3, 8), torch.ones(1, 3, 8, 8)))
 """
 
 
-@pytest.mark.parametrize('replaced', [True, False])
-def test_torch_patched_before_the_import(replaced):
-    script = PATCHED_EARLIER.format(replaced=replaced)
+@pytest.mark.parametrize(
+    ('replaced', 'why'),
+    [
+        ('class', 'Conv2d has a patched forward'),
+        ('method', 'Conv2d has a patched forward'),
+        ('function', 'torch.nn.functional has a patched conv2d'),
+    ],
+)
+def test_torch_patched_before_the_import(replaced, why):
+    script = PATCHED_EARLIER.format(replaced=repr(replaced))
     done = subprocess.run(
         [sys.executable, '-c', script], capture_output=True, text=True
     )
-    assert done.stdout == 'Conv2d has a patched forward\n', done.stderr
+    assert done.stdout == f'{why}\n', done.stderr
 
 
 PATCHED_FOR_A_WHILE = """

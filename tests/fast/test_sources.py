@@ -76,7 +76,8 @@ def test_code_that_a_notebook_reloads_into_a_function(monkeypatch):
     block, x = built('evss'), input_of('evss')
     assert difference(block, x) is None
     monkeypatch.setattr(ScanMixer.forward, '__code__', odd.__code__)
-    assert difference(block, x) == 'ES2D has a patched forward'
+    why = 'ScanMixer.forward has a patched __code__'
+    assert difference(block, x) == why
 
 
 def test_a_forward_of_another_class():

@@ -21,9 +21,12 @@ GARBAGE = {
     'param_schedulers': 3,
     'optimizer.param_groups.0.lr': [0.1],
     'optimizer.param_groups.0.weight_decay': NAN,
+    'optimizer.param_groups.0.eps': 1j,
     'optimizer.param_groups': 'none',
     'optimizer.state.0.step': 'four',
-    'optimizer.state.0.exp_avg': [0.1, 0.2],
+    'optimizer.state.0.exp_avg': 'low',
+    'optimizer.state.0.exp_avg_sq': torch.tensor([NAN]),
+    'optimizer.state.1.exp_avg': torch.tensor([1]),
     'optimizer.state.1.step': torch.tensor(NAN),
     'optimizer.state.1': 7,
     'message_hub.runtime_info': [],
@@ -95,6 +98,30 @@ def test_garbage_is_refused_by_name(key, value, checkpoint, tmp_path):
     said = str(error.value)
     assert said.startswith(f'{tmp_path / "a.pth"} cannot be resumed: {key} is')
     assert '\n' not in said
+
+
+@pytest.mark.parametrize('rate', [None, -1.0, float('inf'), torch.ones(5)])
+def test_a_rate_that_is_none_is_refused(rate, checkpoint, tmp_path):
+    checkpoint = copy.deepcopy(checkpoint)
+    checkpoint['optimizer']['param_groups'][0]['lr'] = rate
+    with pytest.raises(BrokenWeightsError, match='param_groups.0.lr is'):
+        resume(tmp_path, checkpoint)
+
+
+def test_state_of_another_optimizer_is_refused(checkpoint, tmp_path):
+    checkpoint = copy.deepcopy(checkpoint)
+    del checkpoint['optimizer']['param_groups'][0]['betas']
+    with pytest.raises(BrokenWeightsError, match='no betas: it is of another'):
+        resume(tmp_path, checkpoint)
+
+
+def test_an_optimizer_may_keep_what_it_likes(checkpoint, tmp_path):
+    checkpoint = copy.deepcopy(checkpoint)
+    checkpoint['optimizer']['param_groups'][0]['weight_decay'] = False
+    checkpoint['optimizer']['state'][0].update(
+        size=torch.Size([3]), basis=[torch.ones(2), []], rule='mine', z=1j
+    )
+    assert resume(tmp_path, checkpoint).iter == 4
 
 
 def test_good_state_is_resumed(checkpoint, tmp_path):
