@@ -51,7 +51,12 @@ def random_batches(config, size, pinned):
     from mmpretrain.structures import DataSample
 
     count = config.train_dataloader.batch_size
-    classes = config.model.head.num_classes
+    classes = (config.model.get('head') or {}).get('num_classes')
+    if classes is None:
+        raise ValueError(
+            'random images have one label each, of model.head.num_classes, '
+            'which the config lacks; give its data'
+        )
 
     collate = config.train_dataloader.get('collate_fn', {}).get('type')
 

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Source:
         workers: Of the loader; None for as many as the config says.
 
     Raises:
-        ValueError: If there is noise and a loader or folder.
+        ValueError: If there is noise and a loader, a folder or workers.
     """
 
     size: int | None = None
@@ -57,11 +58,12 @@ class Source:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.size is not None and (self.loader or self.folder):
+        files = self.loader or self.folder or self.workers is not None
+        if self.size is not None and files:
             raise ValueError(
                 f'images of noise (--random {self.size}) come from no loader '
-                'and no folder; leave out either --random or --loader and '
-                '--data'
+                'and no folder; leave out either --random or --loader, '
+                '--workers and --data'
             )
 
     def config(self, path: str) -> Config:
@@ -72,6 +74,11 @@ class Source:
             config, _ = pipeline_config(path, self.folder)
         if self.workers is not None:
             config.train_dataloader.num_workers = self.workers
+        if self.workers == 0:
+            # Torch refuses them without workers.
+            config.train_dataloader.update(
+                persistent_workers=False, prefetch_factor=None
+            )
         return config
 
     def batches(self, path: str, device: torch.device) -> list:
@@ -102,10 +109,15 @@ class Window:
     def of(cls, config: Config, repeats: int, loader: bool) -> 'Window':
         """The window of at least so many iterations."""
         loaded = ahead(config.train_dataloader) if loader else 0
-        step = config.optim_wrapper.get('accumulative_counts', 1)
+        step = batches_a_step(config)
         count = step * math.ceil(max(repeats, 8 * loaded) / step)
         first = WARM_UP + 2 * loaded
         return cls(first, first + count)
+
+
+def batches_a_step(config: Config) -> int:
+    """Of how many batches the gradients are accumulated."""
+    return config.optim_wrapper.get('accumulative_counts', 1)
 
 
 def processes():
@@ -153,6 +165,7 @@ def build_runner(config, loader, mode, epochs, folder):
         experiment_name=Path(folder).name,
         default_scope=config.default_scope,
         env_cfg=config.get('env_cfg', dict(dist_cfg=dict(backend='nccl'))),
+        randomness=config.get('randomness', dict(seed=None)),
         log_level='WARNING',
         launcher=launcher,
         cfg=config,
@@ -162,7 +175,8 @@ def build_runner(config, loader, mode, epochs, folder):
 def train(config, source, batches, mode, device, repeats, split):
     """Milliseconds of each phase, and the memory that it holds."""
     window = Window.of(config, repeats, source.loader)
-    length = window.last + 1
+    # The last step of a training is taken however few gradients there are.
+    length = window.last + 1 + batches_a_step(config)
     # What an earlier training has left is not of this one.
     torch.cuda.empty_cache()
     watch = Stopwatch(device, window.first, window.last, split)
@@ -217,13 +231,7 @@ class Trainings:
         split = phase != WHOLE
         if split not in self.found:
             config = self.arguments[0].config(self.path)
-            try:
-                self.found[split] = train(config, *self.arguments, split)
-            except Exception as error:
-                # Once is enough for all of its parts.
-                self.found[split] = error
-        if isinstance(self.found[split], Exception):
-            raise self.found[split]
+            self.found[split] = train(config, *self.arguments, split)
         parts, peak = self.found[split]
         return timing.Measured(parts[phase], peak)
 
@@ -236,6 +244,21 @@ def dtype_of(config):
     return dict(bfloat16='bf16').get(wrapper.get('dtype'), 'fp16')
 
 
+def check_trains(path, config):
+    """Refuses a config without what a training needs, with a ValueError."""
+    loader, wrapper = map(config.get, ('train_dataloader', 'optim_wrapper'))
+    if not isinstance(loader, Mapping) or 'batch_size' not in loader:
+        raise ValueError(f'{path}: train_dataloader has no batch_size')
+    if not isinstance(wrapper, Mapping):
+        raise ValueError(f'{path} has no optim_wrapper')
+    count = batches_a_step(config)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(
+            f'{path}: optim_wrapper.accumulative_counts must be a positive '
+            f'integer, got {count!r}'
+        )
+
+
 def check(session, paths, source):
     """Refuses what cannot be measured, before anything is.
 
@@ -243,14 +266,17 @@ def check(session, paths, source):
         The precision of each config.
 
     Raises:
-        ValueError: If the Runner would choose another device, or it is a CPU
-            and a config trains in mixed precision.
+        ValueError: If the Runner would choose another device, it is a CPU
+            and a config trains in mixed precision, or a config does not train.
     """
     if session.device.type != get_device():
         raise ValueError(
             f'the Runner trains on {get_device()}, got {session.device}'
         )
-    dtypes = {path: dtype_of(source.config(path)) for path in paths}
+    dtypes = {}
+    for path in paths:
+        check_trains(path, read_config(path))
+        dtypes[path] = dtype_of(source.config(path))
     for path, dtype in dtypes.items():
         if session.device.type == 'cpu' and dtype != 'fp32':
             raise ValueError(
@@ -276,13 +302,22 @@ def run(session, paths, modes, source):
                 *(session.device, session.repeats),
             )
             name = f'{mode} loader' if source.loader else mode
-            for phase in PHASES:
-                measured = functools.partial(trainings, phase)
-                if os.environ.get('RANK', '0') != '0':
-                    measured()
-                    continue
-                session.record(
-                    measured,
-                    *(Path(path).stem, name, phase),
-                    *(processes() * len(inputs), shape, dtype),
-                )
+            row = Path(path).stem, name, processes() * len(inputs), shape
+            record(session, trainings, *row, dtype)
+
+
+def record(session, trainings, model, mode, batch, size, dtype):
+    """Measures all phases; one error is enough for them."""
+    before = session.failures
+    for phase in PHASES:
+        measured = functools.partial(trainings, phase)
+        if os.environ.get('RANK', '0') == '0':
+            session.record(measured, model, mode, phase, batch, size, dtype)
+            if session.failures > before:
+                return
+            continue
+        try:
+            measured()
+        except Exception:
+            # The first process tells of it.
+            return

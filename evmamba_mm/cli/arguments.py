@@ -24,6 +24,10 @@ def existing_config(path: str) -> str:
     """
     if Path(path).is_file():
         return path
+    if Path(path).exists():
+        raise argparse.ArgumentTypeError(
+            f'{path!r} is no file, but a folder or a device'
+        )
     near = near_configs(path)
     hint = f'; did you mean {" or ".join(near)}?' if near else ''
     raise argparse.ArgumentTypeError(f'there is no file {path!r}{hint}')

@@ -23,6 +23,10 @@ SIZES = (224, 448, 896, 1792)
 DETECTOR = 'configs/mmdet/mask-rcnn-std_evmamba-tiny_fpn_8xb2-amp-1x_coco.py'
 
 
+def natural(text):
+    return 0 if text == '0' else positive(text)
+
+
 def positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
@@ -184,7 +188,7 @@ def add_iteration(tasks):
     )
     parser.add_argument(
         '--workers',
-        type=positive,
+        type=natural,
         help='processes of the loader (default: as the config says)',
     )
     add_folder(parser)
