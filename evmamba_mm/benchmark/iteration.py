@@ -311,13 +311,19 @@ def record(session, trainings, model, mode, batch, size, dtype):
     before = session.failures
     for phase in PHASES:
         measured = functools.partial(trainings, phase)
-        if os.environ.get('RANK', '0') == '0':
+        rank = os.environ.get('RANK', '0')
+        if rank == '0':
             session.record(measured, model, mode, phase, batch, size, dtype)
-            if session.failures > before:
+            if session.failures == before:
+                continue
+            if processes() == 1:
                 return
-            continue
+            # The processes are out of step.
+            raise SystemExit(1)
         try:
             measured()
-        except Exception:
-            # The first process tells of it.
-            return
+        except Exception as error:
+            kind = type(error).__name__
+            raise SystemExit(
+                f'error: process {rank}: {kind}: {error}'
+            ) from error

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -18,7 +19,10 @@ AVERAGES = (
     *('square_avg', 'grad_avg', 'sum'),
 )
 # Of a group of parameters; torch has a default for others that are missing.
-NEEDED = ('lr', 'betas', 'momentum', 'alpha', 'eps', 'weight_decay')
+NEEDED = (
+    *('lr', 'betas', 'momentum', 'alpha', 'eps', 'weight_decay', 'rho'),
+    *('etas', 'step_sizes', 'dampening', 'lambd', 'momentum_decay'),
+)
 KINDS = {
     'a number': (Real, Tensor),
     'a dict': Mapping,
@@ -45,20 +49,35 @@ def garbage_of(runner: Runner, checkpoint: Mapping[str, Any]) -> list[str]:
         }
     else:
         schedulers = [each.state_dict() for each in schedulers or ()]
-    hub = checkpoint.get('message_hub') or {}
-    info = hub.get('runtime_info')
+    hub = checkpoint.get('message_hub')
+    info = hub.get('runtime_info') if isinstance(hub, Mapping) else None
     names = info if isinstance(info, Mapping) else ()
     scores = {key: 0.0 for key in names if key.startswith('best_score')}
+    several = isinstance(optimizer, OptimWrapperDict)
     own = dict(
         meta=META,
-        optimizer=optimizer.state_dict(),
+        optimizer=_groups(optimizer.state_dict(), several),
         param_schedulers=schedulers,
         message_hub=dict(log_scalars={}, runtime_info=INFO | scores),
     )
     found = list(_misfits(own, checkpoint, ''))
-    return found or list(
-        _of_optimizer(own['optimizer'], checkpoint.get('optimizer'))
-    )
+    stored = checkpoint.get('optimizer')
+    if found or stored is None:
+        return found
+    names = [f'.{name}' for name in own['optimizer']] if several else ['']
+    for name in names:
+        pair = own['optimizer'], stored
+        if several:
+            pair = (each.get(name[1:]) for each in pair)
+        found += _of_optimizer(*pair, f'optimizer{name}')
+    return found
+
+
+def _groups(state: Mapping[str, Any], several: bool) -> Mapping[str, Any]:
+    """What an optimiser's state has of groups; a few keep more when new."""
+    if several:
+        return {name: _groups(each, False) for name, each in state.items()}
+    return dict(param_groups=state['param_groups'], state={})
 
 
 def _kind(value: object) -> str:
@@ -71,8 +90,9 @@ def _is_number(value: object) -> bool:
     """Whether it is one number, also in a tensor, and not NaN."""
     if isinstance(value, Tensor):
         real = value.numel() == 1 and not value.is_complex()
-        return real and not math.isnan(value)
-    return isinstance(value, Real) and not math.isnan(value)
+        return real and bool(value == value)
+    # A NaN is not equal to itself.
+    return isinstance(value, Real) and value == value
 
 
 def _misfits(own: object, given: object, key: str) -> Iterator[str]:
@@ -95,37 +115,29 @@ def _misfits(own: object, given: object, key: str) -> Iterator[str]:
         yield from _misfits(*pair, f'{key}.{inner}'.removeprefix('.'))
 
 
-def _named(states: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The state of an optimiser, or of several, by what it is called."""
-    if 'state' in states:
-        return {'optimizer': states}
-    found = {f'optimizer.{key}': value for key, value in states.items()}
-    return {k: v for k, v in found.items() if isinstance(v, Mapping)}
-
-
 def _of_optimizer(
-    own: Mapping[str, Any], stored: Mapping[str, Any] | None
+    own: Mapping[str, Any], stored: Mapping[str, Any] | None, name: str
 ) -> Iterator[str]:
     """Look at groups, and at what is kept for each parameter.
 
     A new optimiser keeps nothing to compare with, so only what has the name
     of an average is looked at: an optimiser may keep what it likes.
     """
-    fresh = _named(own)
-    for name, each in _named(stored or {}).items():
-        groups = fresh.get(name, {}).get('param_groups', ())
-        both = zip(groups, each.get('param_groups', ()), strict=False)
-        for index, (new, old) in enumerate(both):
-            yield from _of_group(new, old, f'{name}.param_groups.{index}')
-        for index, state in (each.get('state') or {}).items():
-            place = f'{name}.state.{index}'
-            if not isinstance(state, Mapping):
-                yield f'{place} is {str(state)[:60]!r}, and must be a dict'
-                continue
-            for key in AVERAGES:
-                yield from _of_average(state.get(key), f'{place}.{key}')
-            step = state.get('step')
-            yield from _misfits(0, step, f'{place}.step')
+    if stored is None:
+        return
+    both = zip(
+        own['param_groups'], stored.get('param_groups', ()), strict=False
+    )
+    for index, (new, old) in enumerate(both):
+        yield from _of_group(new, old, f'{name}.param_groups.{index}')
+    for index, state in (stored.get('state') or {}).items():
+        place = f'{name}.state.{index}'
+        if not isinstance(state, Mapping):
+            yield f'{place} is {str(state)[:60]!r}, and must be a dict'
+            continue
+        for key in AVERAGES:
+            yield from _of_average(state.get(key), f'{place}.{key}')
+        yield from _misfits(0, state.get('step'), f'{place}.step')
 
 
 def _of_group(
@@ -143,9 +155,11 @@ def _of_average(value: object, place: str) -> Iterator[str]:
     if value is None or isinstance(value, list | tuple):
         # Some keep several.
         return
-    fits = isinstance(value, Tensor) and value.is_floating_point()
+    fits = isinstance(value, Tensor) and (
+        value.is_floating_point() or value.is_complex()
+    )
     # Not all narrow types and subclasses can say which numbers are NaN.
     plain = type(value) is Tensor and value.element_size() > 1
     if not fits or (plain and value.isnan().any()):
         what = getattr(value, 'dtype', str(value)[:60])
-        yield f'{place} is {what}, and must be real numbers without NaN'
+        yield f'{place} is {what}, and must be floats without NaN'

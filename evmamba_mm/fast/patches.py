@@ -23,6 +23,7 @@ METHOD_NAMES = (
     'sample_scale',
     'scan',
 )
+_HOMES = 'torch.nn.', layers.__name__
 _METHODS = [(nn.Module, '_call_impl')] + [
     (kind, name)
     for kind in KINDS
@@ -40,20 +41,15 @@ _METHODS += [
 _METHODS += [(layer_norm, 'channels_first'), (layer_norm, 'channels_last')]
 
 
-def _is_of(method: object, *homes: str) -> bool:
-    """Whether it is a function of Python from one of these packages."""
-    space = getattr(method, '__globals__', {})
-    plain = type(method) is FunctionType
-    return plain and space['__name__'].startswith(homes)
-
-
 def _is_original(owner: object, name: str) -> bool:
     """Whether it is a method of its class, a function of its module."""
     method = getattr(owner, name)
     if method is None or owner is F and type(method) is BuiltinFunctionType:
         # None is for classes that are not compiled by themselves.
         return method is None or method.__name__ == name
-    if not _is_of(method, 'torch.nn.', layers.__name__):
+    if type(method) is not FunctionType:
+        return False
+    if not method.__globals__['__name__'].startswith(_HOMES):
         return False
     if isinstance(owner, ModuleType):
         return method.__name__ == name
@@ -66,9 +62,9 @@ _originals = [
     getattr(*method) if _is_original(*method) else ... for method in _METHODS
 ]
 # Tools that reload edited files put new code into the old functions.
-_OURS = [*{x for x in _originals if _is_of(x, layers.__name__)}]
-_METHODS += [(function, '__code__') for function in _OURS]
-_originals += [function.__code__ for function in _OURS]
+_FUNCTIONS = [*{x for x in _originals if type(x) is FunctionType}]
+_METHODS += [(function, '__code__') for function in _FUNCTIONS]
+_originals += [function.__code__ for function in _FUNCTIONS]
 
 
 def patched() -> str | None:

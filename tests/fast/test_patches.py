@@ -111,11 +111,14 @@ def test_a_proxy_is_no_original(monkeypatch, owner, name):
     assert difference(built('evss'), input_of('evss')) == why
 
 
-def test_new_code_of_a_function_that_the_layers_share(monkeypatch):
-    x = input_of('merging')
-    monkeypatch.setattr(layer_norm.channels_last, '__code__', odd.__code__)
-    why = 'channels_last has a patched __code__'
-    assert difference(built('merging'), x) == why
+@pytest.mark.parametrize(
+    'function', [layer_norm.channels_last, F.layer_norm, nn.Linear.forward]
+)
+def test_new_code_of_a_function(monkeypatch, function):
+    code = (lambda *args: odd(args[-1])).__code__.replace(co_freevars=())
+    monkeypatch.setattr(function, '__code__', code)
+    why = f'{function.__qualname__} has a patched __code__'
+    assert difference(built('merging'), input_of('merging')) == why
 
 
 PATCHED_EARLIER = """

@@ -41,7 +41,7 @@ GARBAGE = {
 class Toy(BaseModel):
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(1, 1)
+        self.layer = nn.Linear(1, 2)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return dict(loss=self.layer(inputs).sum())
@@ -51,7 +51,7 @@ def collate(batch):
     return dict(inputs=torch.tensor(batch)[:, None])
 
 
-def runner_of(folder, epochs):
+def runner_of(folder, epochs, optimizer='AdamW'):
     return Runner(
         Toy(),
         str(folder),
@@ -63,7 +63,7 @@ def runner_of(folder, epochs):
             collate_fn=collate,
         ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1.0)),
+        optim_wrapper=dict(optimizer=dict(type=optimizer, lr=1.0)),
         param_scheduler=[dict(type='LinearLR', begin=0, end=3)],
         experiment_name=f'{folder.name}-{epochs}',
     )
@@ -122,6 +122,16 @@ def test_an_optimizer_may_keep_what_it_likes(checkpoint, tmp_path):
         size=torch.Size([3]), basis=[torch.ones(2), []], rule='mine', z=1j
     )
     assert resume(tmp_path, checkpoint).iter == 4
+
+
+def test_an_optimizer_that_keeps_something_from_its_start(tmp_path):
+    runner_of(tmp_path, 1, 'Adagrad').train()
+    runner = runner_of(tmp_path, 2, 'Adagrad')
+    resume_strictly(runner)
+    runner._load_from = str(tmp_path / 'epoch_1.pth')
+    runner._resume = True
+    runner.train()
+    assert runner.iter == 4
 
 
 def test_good_state_is_resumed(checkpoint, tmp_path):
