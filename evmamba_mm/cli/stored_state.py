@@ -90,7 +90,7 @@ def _is_number(value: object) -> bool:
     """Whether it is one number, also in a tensor, and not NaN."""
     if isinstance(value, Tensor):
         real = value.numel() == 1 and not value.is_complex()
-        return real and bool(value == value)
+        return real and not value.is_meta and bool(value == value)
     # A NaN is not equal to itself.
     return isinstance(value, Real) and value == value
 
@@ -143,11 +143,17 @@ def _of_optimizer(
 def _of_group(
     own: Mapping[str, Any], given: Mapping[str, Any], place: str
 ) -> Iterator[str]:
-    missing = [key for key in NEEDED if key in own and key not in given]
+    needed = [key for key in NEEDED if own.get(key) is not None]
+    missing = [key for key in needed if key not in given]
     if missing:
         yield f'{place} has no {missing[0]}: it is of another optimizer'
-    rate = given.get('lr', 0)
-    if not _is_number(rate) or not 0 <= rate < math.inf:
+    for key in needed:
+        value, pair = given.get(key), isinstance(own[key], list | tuple)
+        if key in given and (value is None or pair and len(value) != 2):
+            what = 'a pair' if pair else 'a number'
+            yield f'{place}.{key} is {str(value)[:60]!r}, and must be {what}'
+    rate = given.get('lr')
+    if rate is not None and not 0 <= rate < math.inf:
         yield f'{place}.lr is {str(rate)[:60]!r}, and must be a number from 0'
 
 

@@ -22,6 +22,7 @@ GARBAGE = {
     'optimizer.param_groups.0.lr': [0.1],
     'optimizer.param_groups.0.weight_decay': NAN,
     'optimizer.param_groups.0.eps': 1j,
+    'optimizer.param_groups.0.betas': (),
     'optimizer.param_groups': 'none',
     'optimizer.state.0.step': 'four',
     'optimizer.state.0.exp_avg': 'low',
