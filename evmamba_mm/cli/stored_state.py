@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
+import torch
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
@@ -153,7 +154,7 @@ def _of_group(
             what = 'a pair' if pair else 'a number'
             yield f'{place}.{key} is {str(value)[:60]!r}, and must be {what}'
     rate = given.get('lr')
-    if rate is not None and not 0 <= rate < math.inf:
+    if rate is not None and not 0 <= float(rate) < math.inf:
         yield f'{place}.lr is {str(rate)[:60]!r}, and must be a number from 0'
 
 
@@ -164,8 +165,9 @@ def _of_average(value: object, place: str) -> Iterator[str]:
     fits = isinstance(value, Tensor) and (
         value.is_floating_point() or value.is_complex()
     )
-    # Not all narrow types and subclasses can say which numbers are NaN.
-    plain = type(value) is Tensor and value.element_size() > 1
+    # Not all narrow, sparse and other tensors can say which numbers are NaN.
+    plain = type(value) is Tensor and value.layout is torch.strided
+    plain = plain and value.element_size() > 1 and not value.is_meta
     if not fits or (plain and value.isnan().any()):
         what = getattr(value, 'dtype', str(value)[:60])
         yield f'{place} is {what}, and must be floats without NaN'

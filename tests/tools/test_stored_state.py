@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
+from evmamba_mm.cli import stored_state
 from evmamba_mm.cli.weights import resume_strictly
 from evmamba_mm.weight_files import BrokenWeightsError
 
@@ -114,6 +115,16 @@ def test_state_of_another_optimizer_is_refused(checkpoint, tmp_path):
     del checkpoint['optimizer']['param_groups'][0]['betas']
     with pytest.raises(BrokenWeightsError, match='no betas: it is of another'):
         resume(tmp_path, checkpoint)
+
+
+@pytest.mark.parametrize('change', ['to_sparse_csr', 'float8'])
+def test_averages_that_cannot_say_what_is_nan(change):
+    average = torch.ones(2, 1)
+    if change == 'float8':
+        average = average.to(torch.float8_e5m2)
+    else:
+        average = average.to_sparse_csr()
+    assert not list(stored_state._of_average(average, 'exp_avg'))
 
 
 def test_an_optimizer_may_keep_what_it_likes(checkpoint, tmp_path):
