@@ -78,7 +78,7 @@ def _groups(state: Mapping[str, Any], several: bool) -> Mapping[str, Any]:
     """What an optimiser's state has of groups; a few keep more when new."""
     if several:
         return {name: _groups(each, False) for name, each in state.items()}
-    return dict(param_groups=state['param_groups'], state={})
+    return dict(param_groups=state.get('param_groups', []), state={})
 
 
 def _kind(value: object) -> str:
